@@ -1,0 +1,1 @@
+"""fedpeer: federated learning between organizations without a server."""

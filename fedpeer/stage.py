@@ -1,0 +1,303 @@
+"""What a stage declares: one of the two pages an algorithm author reads (the other is peers.py).
+
+    @stage(
+        version=1,                                # raised when messages or results change meaning
+        params=Params,                            # a `Params` class: names, bounds, defaults
+        roles={"member": at_least(3)},            # vertical: {"guest": exactly(1), "host": at_least(1)}
+        inputs={"table": Table},
+        outputs={"model": Model},
+        messages={"gradient": Sum("sum of gradients and the count of rows", per_turn=1, group="turn")},
+    )
+    async def fit(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+        ...
+        return {"model": Model(...)}
+
+The same coroutine function runs at every participant, in a worker process that holds nothing but its inputs and
+`peers`. It is named by its place: `fedpeer/algorithms/horizontal/logistic.py`, function `fit`, is
+"horizontal.logistic:fit"; nothing is registered. It returns a dict with exactly the declared outputs (an output
+that this role does not produce is None). It may await nothing but methods of `peers`, and takes chance from
+`peers.random` only: the same inputs must give the same bytes, for a turn may be repeated after a crash.
+
+`messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
+gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
+and agreed values and no send: it cannot show one peer's numbers to another even by mistake.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fedpeer import codec
+from fedpeer.crypto import hash_
+from fedpeer.errors import ContractError, DataError
+
+MAX_PEERS = 200
+
+
+class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of a stage's parameters: typed fields with defaults, bounds by Annotated[float, msgspec.Meta(ge=0)]."""
+
+
+# what passes between stages
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one peer: `data` (pyarrow.Table), and which columns are id and label (None if there is none).
+
+    Numbers are float64 and have no NaN or infinity; a missing value is null. Columns keep the owner's order.
+    """
+
+    data: pa.Table
+    id: str | None = None
+    label: str | None = None
+
+    @property
+    def n_samples(self) -> int:
+        return int(self.data.num_rows)
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the feature columns: all but id and label, in the table's order."""
+        return [name for name in self.data.column_names if name not in (self.id, self.label)]
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        """One numeric column as float64, shape (n_samples,); a missing value is NaN here."""
+        if name not in self.data.column_names:
+            raise DataError(f"the table has no column {name!r}")
+        try:
+            column = self.data.column(name).cast(pa.float64())
+        except pa.ArrowInvalid:
+            raise DataError(f"the column {name!r} is not numeric") from None
+        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """The features as float64, shape (n_samples, n_features), C order; a missing value is NaN."""
+        features = self.features
+        out = np.empty((self.n_samples, len(features)), dtype=np.float64)
+        for j, name in enumerate(features):
+            out[:, j] = self.column(name)
+        return out
+
+    def labels(self) -> npt.NDArray[np.float64]:
+        """The label column as float64, shape (n_samples,); DataError if there is none or a value is missing."""
+        if self.label is None:
+            raise DataError("the table has no label column", hint="fedpeer dataset add NAME URI --label COL")
+        y = self.column(self.label)
+        if np.isnan(y).any():
+            raise DataError(f"the label column {self.label!r} has missing values")
+        return y
+
+    def ids(self) -> list[str]:
+        """The id column as text."""
+        if self.id is None:
+            raise DataError("the table has no id column", hint="fedpeer dataset add NAME URI --id COL")
+        return [str(value) for value in self.data.column(self.id).to_pylist()]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An alignment: `index[i]` is the own row that is the i-th common one; equal length and meaning at every peer."""
+
+    index: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: plain facts (JSON) and arrays (safetensors). `run` names the stage that predicts with it."""
+
+    algorithm: str
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers for people: nested dicts and lists of plain values."""
+
+    values: Mapping[str, Any]
+
+
+KINDS: dict[str, type] = {"table": Table, "rows": Rows, "model": Model, "report": Report}
+Output = Table | Rows | Model | Report
+
+
+# who takes part
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many participants hold a role."""
+
+    least: int
+    most: int
+
+    def __contains__(self, n: int) -> bool:
+        return self.least <= n <= self.most
+
+
+def exactly(n: int) -> Count:
+    return Count(n, n)
+
+
+def at_least(n: int) -> Count:
+    return Count(n, MAX_PEERS)
+
+
+# what may leave
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A secure sum over all participants: nobody sees one peer's values. The text says what the total tells.
+
+    group="data" for what is computed from the data alone, "turn" for what changes with the model: all sums of one
+    group share one survivor set.
+    """
+
+    text: str
+    per_turn: int = 1
+    group: Literal["data", "turn"] = "turn"
+    kind: ClassVar[str] = "sum"
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """One value that all adopt (Peers.agree), where arithmetic may differ by processor. Derived from totals only."""
+
+    text: str
+    per_turn: int = 1
+    kind: ClassVar[str] = "agreed"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A message that its receiver cannot read (encrypted or masked; a test shows it)."""
+
+    sender: str
+    receiver: str
+    text: str
+    per_turn: int = 1
+    max_bytes: int = 1 << 30
+    kind: ClassVar[str] = "sealed"
+
+
+@dataclass(frozen=True)
+class Open:
+    """A message that its receiver reads; the text says what it learns from it."""
+
+    sender: str
+    receiver: str
+    text: str
+    per_turn: int = 1
+    max_bytes: int = 1 << 30
+    kind: ClassVar[str] = "open"
+
+
+Message = Sum | Agreed | Sealed | Open
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A declared stage; calling it calls the function."""
+
+    function: Callable[..., Any]
+    version: int
+    params: type[Params]
+    roles: Mapping[str, Count]
+    inputs: Mapping[str, type]
+    outputs: Mapping[str, type]
+    messages: Mapping[str, Message]
+
+    @property
+    def name(self) -> str:
+        """For example "horizontal.logistic:fit"."""
+        module = self.function.__module__.removeprefix("fedpeer.algorithms.")
+        return f"{module}:{self.function.__name__}"
+
+    @property
+    def text(self) -> str:
+        return inspect.getdoc(self.function) or ""
+
+    def declaration(self) -> bytes:
+        """Canonical bytes of everything other peers must agree on: name, version, params, roles, ports, messages."""
+        kind_of = {cls: name for name, cls in KINDS.items()}
+        return codec.encode(
+            [
+                self.name,
+                self.version,
+                msgspec.json.encode(msgspec.json.schema(self.params), order="sorted").decode(),
+                [[role, count.least, count.most] for role, count in sorted(self.roles.items())],
+                [[port, kind_of[cls]] for port, cls in sorted(self.inputs.items())],
+                [[port, kind_of[cls]] for port, cls in sorted(self.outputs.items())],
+                [
+                    [tag, m.kind, *(getattr(m, f) for f in m.__dataclass_fields__)]
+                    for tag, m in sorted(self.messages.items())
+                ],
+            ]
+        )
+
+    def declaration_hash(self) -> bytes:
+        return hash_("fp.declaration", self.declaration())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def stage(
+    *,
+    version: int,
+    roles: Mapping[str, Count],
+    inputs: Mapping[str, type],
+    outputs: Mapping[str, type],
+    messages: Mapping[str, Message],
+    params: type[Params] = Params,
+) -> Callable[[Callable[..., Any]], Stage]:
+    """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
+
+    def declare(function: Callable[..., Any]) -> Stage:
+        where = f"{function.__module__}:{function.__name__}"
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"{where}: a stage is an async function")
+        for tag, message in messages.items():
+            if isinstance(message, Sealed | Open):
+                for role in (message.sender, message.receiver):
+                    if role not in roles:
+                        raise TypeError(f"{where}: the message {tag!r} names an unknown role {role!r}")
+                if set(roles) == {"member"}:
+                    raise TypeError(f"{where}: a stage of members only has no {message.kind} messages")
+        for port, cls in [*inputs.items(), *outputs.items()]:
+            if cls not in KINDS.values():
+                raise TypeError(f"{where}: {port!r} is not a Table, Rows, Model or Report")
+        declared = Stage(function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages))
+        return declared
+
+    return declare
+
+
+def find(name: str) -> Stage:
+    """The stage of a name such as "horizontal.logistic:fit". Raises ContractError, naming near misses."""
+    module, _, function = name.partition(":")
+    parts = module.split(".")
+    if len(parts) != 2 or not function or not all(part.isidentifier() for part in (*parts, function)):
+        raise ContractError(f"{name!r} is not the name of a stage", hint='written as "horizontal.logistic:fit"')
+    try:
+        loaded = importlib.import_module(f"fedpeer.algorithms.{module}")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("fedpeer.algorithms"):
+            raise ContractError(f"there is no algorithm {module!r}") from None
+        raise
+    found = vars(loaded).get(function)
+    if not isinstance(found, Stage) or found.function.__module__ != loaded.__name__:
+        others = ", ".join(sorted(key for key, value in vars(loaded).items() if isinstance(value, Stage)))
+        raise ContractError(f"{module!r} has no stage {function!r}", hint=f"it has: {others}")
+    return found

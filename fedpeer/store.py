@@ -1,0 +1,183 @@
+"""One SQLite file and a folder of blobs beside it: what this peer must not forget.
+
+Rules
+* WAL with synchronous=FULL: what `write` returned from is on disk (NORMAL loses acknowledged rows at power loss).
+* One writer thread, hence one writer; a function given to `write` is ONE transaction: budget, audit, outbox and
+  checkpoint of one step commit together or not at all. No transaction can stay open across an await.
+* Anything above `INLINE_BYTES` is a file named by its digest, fsynced (and its folder) before the row that names it.
+* A failed fsync or commit is never tried again: StoreError, and the daemon ends; it is clean after a restart.
+* Each package owns its tables: it declares a `Schema`, whose numbered steps are applied once and in order. A file
+  written by a newer release is refused.
+
+The store knows no event loop: the shell passes `run_in_thread` (trio's, limited to one thread; in a simulation the
+function is simply called).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fedpeer.crypto import hash_
+from fedpeer.errors import StoreError
+
+INLINE_BYTES = 64 * 1024
+T = TypeVar("T")
+
+
+class RunInThread(Protocol):
+    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The tables of one package: `steps[i]` is the SQL script that brings version i to i + 1."""
+
+    name: str
+    steps: Sequence[str]
+
+
+class Transaction:
+    """What a function given to Store.write or Store.read works with; valid only during that call."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(sql, values)
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        self._connection.executemany(sql, rows)
+
+    def one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """The first row as a tuple, or None."""
+        return self._connection.execute(sql, values).fetchone()
+
+    def all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._connection.execute(sql, values).fetchall()
+
+
+async def call_directly(function: Callable[[], T], /) -> T:
+    """A RunInThread for simulations and for tests without threads."""
+    return function()
+
+
+class Store:
+    """Open or create the store in `folder` (made 0700 by `fedpeer init`)."""
+
+    def __init__(self, folder: Path, schemas: Sequence[Schema], run_in_thread: RunInThread = call_directly) -> None:
+        self.folder = folder
+        self.files = folder / "files"
+        self._run = run_in_thread
+        try:
+            self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                folder / "fedpeer.sqlite", check_same_thread=False, isolation_level=None, timeout=0
+            )
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute("PRAGMA foreign_keys=ON")
+            self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # a second daemon on this home is refused
+            self._migrate(schemas)
+            _sync_folder(folder)
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise StoreError(f"{folder} is in use by another fedpeer daemon", hint="stop that one first") from None
+            raise StoreError(f"{folder}: {error}") from None
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{folder}: {error}") from None
+
+    async def write(self, function: Callable[[Transaction], T]) -> T:
+        """Run `function` in one transaction and commit it durably; its exception rolls everything back."""
+        return await self._run(lambda: self.write_now(function))
+
+    async def read(self, function: Callable[[Transaction], T]) -> T:
+        """Run a function that only reads."""
+        return await self._run(lambda: self._guarded(function))
+
+    def write_now(self, function: Callable[[Transaction], T]) -> T:
+        """`write` for the writer thread itself and for callers without an event loop."""
+
+        def transact(transaction: Transaction) -> T:
+            transaction.execute("BEGIN IMMEDIATE")
+            try:
+                result = function(transaction)
+                transaction.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    transaction.execute("ROLLBACK")
+                raise
+            return result
+
+        return self._guarded(transact)
+
+    async def put_file(self, data: bytes | bytearray | memoryview) -> bytes:
+        """Keep bytes as a file, durably; its name, the digest, is returned. The same bytes are kept once."""
+        return await self._run(lambda: self.put_file_now(data))
+
+    def put_file_now(self, data: bytes | bytearray | memoryview) -> bytes:
+        digest = hash_("fp.file", data)
+        path = self.path_of(digest)
+        if path.exists():
+            return digest
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o400)
+            try:
+                view = memoryview(data).cast("B")
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            part.rename(path)
+            _sync_folder(self.files)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise StoreError(f"{path}: {error.strerror}") from None
+        return digest
+
+    def path_of(self, digest: bytes) -> Path:
+        return self.files / digest.hex()
+
+    def remove_file(self, digest: bytes) -> None:
+        self.path_of(digest).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _guarded(self, function: Callable[[Transaction], T]) -> T:
+        try:
+            return function(Transaction(self._connection))
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.folder}: {error}") from error
+
+    def _migrate(self, schemas: Sequence[Schema]) -> None:
+        self._connection.execute("CREATE TABLE IF NOT EXISTS schema (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+        for schema in schemas:
+            row = self._connection.execute("SELECT version FROM schema WHERE name = ?", (schema.name,)).fetchone()
+            done = row[0] if row else 0
+            if done > len(schema.steps):
+                raise StoreError(
+                    f"{self.folder} was written by a newer fedpeer ({schema.name} version {done})",
+                    hint="install that release again",
+                )
+            for number, script in enumerate(schema.steps[done:], start=done + 1):
+                self._connection.executescript(
+                    f"BEGIN IMMEDIATE; {script};"  # noqa: S608 - both are constants of the program
+                    f"INSERT OR REPLACE INTO schema VALUES ('{schema.name}', {number}); COMMIT"
+                )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

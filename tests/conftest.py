@@ -1,0 +1,27 @@
+"""Shared by all tests: where reference material lies, and chance that can be replayed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of public vectors and reference data beside the project; skips loudly where it is absent."""
+    folder = Path(os.environ.get("FEDPEER_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference material: {folder} does not exist (set FEDPEER_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of a random test: FEDPEER_SEED repeats a run; it is printed when the test fails."""
+    value = int(os.environ.get("FEDPEER_SEED", "1"))
+    print(f"seed: FEDPEER_SEED={value}")
+    return value
