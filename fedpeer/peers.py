@@ -164,6 +164,8 @@ class Peers:
         `value` must be derived from totals. One peer's is taken; another that differs by more fails the job.
         """
         agreed: T = await _ask(AgreeRequest(tag, value))
+        if not _close(value, agreed):
+            raise StageError(f"the value {tag!r} that was proposed to all is not what came out here")
         self.random.absorb(codec.pack_value(agreed))
         return agreed
 
@@ -209,6 +211,7 @@ class Peers:
                 state.clear()
                 state.update({name: _writable(value) for name, value in saved.items()})
             self.random.become(self._resume.chance)
+            self._post_checkpoint(first, shared, own)  # the daemon knows it; it marks where the answers go on
         else:
             self._checkpoint(0, shared, own)
         for turn in range(first, count):
@@ -225,6 +228,9 @@ class Peers:
 
     def _checkpoint(self, turn: int, shared: dict[str, Any], own: dict[str, Any]) -> None:
         self.random.ratchet()
+        self._post_checkpoint(turn, shared, own)
+
+    def _post_checkpoint(self, turn: int, shared: dict[str, Any], own: dict[str, Any]) -> None:
         self._driver.post(CheckpointRequest(turn, dict(shared), dict(own), self.random.key))
 
 
@@ -277,6 +283,17 @@ class Chance:
 def _ask(request: Request) -> Generator[Request, Any, Any]:
     """The one way a stage waits: its driver takes the request and sends the answer back in."""
     return (yield request)
+
+
+def _close(mine: Any, theirs: Any) -> bool:
+    """Whether two message values have one shape and differ by rounding only (relative 1e-9)."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return mine.keys() == theirs.keys() and all(_close(mine[key], theirs[key]) for key in mine)
+    if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):
+        return len(mine) == len(theirs) and all(_close(a, b) for a, b in zip(mine, theirs, strict=True))
+    if isinstance(mine, float | np.ndarray | np.floating) and np.shape(mine) == np.shape(theirs):
+        return bool(np.allclose(mine, theirs, rtol=1e-9, atol=1e-12, equal_nan=False))
+    return bool(mine == theirs)
 
 
 def _writable(value: Any) -> Any:
