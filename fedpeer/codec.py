@@ -25,6 +25,7 @@ from fedpeer.errors import LocalProtocolError, RemoteProtocolError
 
 MAX_RECORD = 64 * 1024
 MAX_DEPTH = 12
+MAX_VALUE_DEPTH = 6  # of a message value
 MAX_ARRAY = 65_536
 MAX_MESSAGE_HEADER = 1 << 20
 MAX_DIMENSIONS = 8
@@ -49,7 +50,7 @@ def encode(value: Any) -> bytes:
     return bytes(packed)
 
 
-def decode(data: Buffer, *, limit: int = MAX_RECORD) -> Any:
+def decode(data: Buffer, *, limit: int = MAX_RECORD, depth: int = MAX_DEPTH) -> Any:
     """Decode canonical bytes of at most `limit` bytes to plain data. Raises RemoteProtocolError."""
     if len(data) > limit:
         raise RemoteProtocolError(f"{len(data)} bytes where at most {limit} are allowed")
@@ -66,7 +67,7 @@ def decode(data: Buffer, *, limit: int = MAX_RECORD) -> Any:
         )
     except Exception as error:  # msgpack raises many kinds; none may escape as itself
         raise RemoteProtocolError(f"not msgpack: {type(error).__name__}") from None
-    _check_depth(value, MAX_DEPTH)
+    _check_depth(value, depth)
     try:
         same = msgpack.packb(value, use_bin_type=True) == bytes(data)
     except Exception as error:
@@ -136,7 +137,7 @@ def pack_value(value: Any) -> tuple[bytes, list[memoryview]]:
             return ["d", [[key, strip(item[key], depth - 1)] for key in sorted(item)]]
         raise LocalProtocolError(f"a {type(item).__name__} cannot be sent")
 
-    tree = strip(value, MAX_DEPTH // 2)
+    tree = strip(value, MAX_VALUE_DEPTH)
     return encode([tree, shapes]), buffers
 
 
@@ -145,7 +146,7 @@ def unpack_value(header: Buffer, buffers: Sequence[Buffer]) -> Any:
 
     Raises RemoteProtocolError if the lengths, dtypes or the shape of the tree are not exactly right.
     """
-    parts = decode(header, limit=MAX_MESSAGE_HEADER)
+    parts = decode(header, limit=MAX_MESSAGE_HEADER, depth=2 + 3 * MAX_VALUE_DEPTH)  # a dict takes three levels
     if not (isinstance(parts, list) and len(parts) == 2 and isinstance(parts[1], list)):
         raise RemoteProtocolError("not a message value")
     tree, described = parts

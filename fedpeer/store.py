@@ -78,18 +78,22 @@ class Store:
             self._connection = sqlite3.connect(
                 folder / "fedpeer.sqlite", check_same_thread=False, isolation_level=None, timeout=0
             )
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{folder}: {error}") from None
+        try:
+            self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # a second daemon on this home is refused
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA foreign_keys=ON")
-            self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # a second daemon on this home is refused
             self._migrate(schemas)
             _sync_folder(folder)
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
+        except BaseException as error:
+            self._connection.close()
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
                 raise StoreError(f"{folder} is in use by another fedpeer daemon", hint="stop that one first") from None
-            raise StoreError(f"{folder}: {error}") from None
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"{folder}: {error}") from None
+            if isinstance(error, sqlite3.Error | OSError):
+                raise StoreError(f"{folder}: {error}") from None
+            raise
 
     async def write(self, function: Callable[[Transaction], T]) -> T:
         """Run `function` in one transaction and commit it durably; its exception rolls everything back."""

@@ -1,0 +1,138 @@
+"""Keys, cards and the file the seed lies in."""
+
+from __future__ import annotations
+
+import base64
+import os
+import string
+from pathlib import Path
+
+import pytest
+
+from fedpeer import codec, identity
+from fedpeer.crypto import Secret
+from fedpeer.errors import CardError, ConfigError, KeyFileError
+from fedpeer.identity import Card, Identity, create_key_file, load_key_file
+from fedpeer.words import WORDS
+
+ALICE = Identity(Secret(bytes(range(32))))
+CARD = ALICE.card("alice", ("alice.example:7420", "[2001:db8::1]:7420"))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def test_one_seed_is_one_peer_for_ever() -> None:
+    assert ALICE.id == Identity(Secret(bytes(range(32)))).id
+    assert Identity(Secret.random()).id != ALICE.id
+
+
+def test_a_card_comes_back_from_its_line_of_text() -> None:
+    again = Card.parse(CARD.text)
+    assert again == CARD
+    assert again.body.addresses == ("alice.example:7420", "[2001:db8::1]:7420")
+    assert "\n" not in CARD.text
+    assert Card.parse(f"  {CARD.text[:50]}\n   {CARD.text[50:]}\n") == CARD
+
+
+def test_a_card_with_one_character_changed_is_refused() -> None:
+    alphabet = string.ascii_letters + string.digits + "-_"
+    for at in range(len(CARD.text)):
+        other = alphabet[(alphabet.find(CARD.text[at]) + 1) % len(alphabet)]
+        with pytest.raises(CardError):
+            Card.parse(CARD.text[:at] + other + CARD.text[at + 1 :])
+
+
+@pytest.mark.parametrize("text", ["", "fedpeer-card-1.", "fedpeer-card-1.AAAA", CARD.text[:-1], CARD.text + "A", "é"])
+def test_what_is_no_whole_card_is_refused(text: str) -> None:
+    with pytest.raises(CardError):
+        Card.parse(text)
+
+
+def test_a_card_whose_id_is_not_that_of_its_keys_is_refused() -> None:
+    body = codec.encode([1, Identity(Secret.random()).id, 1, "alice", ALICE.signing.public, ALICE.dh.public, []])
+    raw = body + ALICE.signing.sign("card", body)
+    with pytest.raises(CardError):
+        Card.parse(identity.CARD_PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("="))
+
+
+def test_a_fingerprint_is_twelve_words_that_differ_between_peers() -> None:
+    words = CARD.fingerprint.split()
+    assert len(words) == 12
+    assert set(words) <= set(WORDS)
+    assert Identity(Secret.random()).card("alice").fingerprint != CARD.fingerprint
+
+
+def test_the_word_list_has_one_word_for_each_byte() -> None:
+    assert len(set(WORDS)) == len(WORDS) == 256
+
+
+@pytest.mark.parametrize("name", ["", "Alice", "a_b", "-a", "a-", "a" * 33, "a b", "ä"])
+def test_a_name_that_could_be_mistaken_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError):
+        ALICE.card(name)
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:99999", "host:x", "h" * 300 + ":1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError):
+        identity.split_address(address)
+
+
+def test_a_key_file_is_made_for_its_owner_alone_and_never_overwritten(home: Path) -> None:
+    os.umask(0)
+    try:
+        made = create_key_file(home / "identity.key")
+    finally:
+        os.umask(0o022)
+    assert (home / "identity.key").stat().st_mode & 0o777 == 0o600
+    assert load_key_file(home / "identity.key").id == made.id
+    before = (home / "identity.key").read_bytes()
+    with pytest.raises(KeyFileError, match="exists"):
+        create_key_file(home / "identity.key")
+    assert (home / "identity.key").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "remedy"),
+    [
+        (lambda key: key.chmod(0o640), "chmod 600"),
+        (lambda key: key.chmod(0o604), "chmod 600"),
+        (lambda key: key.parent.chmod(0o770), "chmod 700"),
+        (lambda key: key.parent.chmod(0o707), "chmod 700"),
+        (lambda key: key.rename(key.with_name("k")) and key.symlink_to("k"), "put the file itself there"),
+        (lambda key: key.unlink(), "fedpeer init"),
+        (lambda key: key.write_text("nonsense"), "restore it"),
+        (lambda key: key.write_text(key.read_text()[:-2]), "restore it"),
+    ],
+)
+def test_a_key_file_that_others_could_read_or_replace_is_refused_with_the_remedy(home, spoil, remedy) -> None:
+    key = home / "identity.key"
+    create_key_file(key)
+    spoil(key)
+    with pytest.raises(KeyFileError) as refused:
+        load_key_file(key)
+    assert remedy in refused.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_key_file_of_another_user_is_refused_with_the_remedy(home: Path) -> None:
+    key = home / "identity.key"
+    create_key_file(key)
+    os.chown(key, 65534, 65534)
+    with pytest.raises(KeyFileError, match="belongs to uid 65534"):
+        load_key_file(key)
+
+
+def test_a_credential_of_systemd_is_taken_as_systemd_guards_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = home / "identity.key"
+    made = create_key_file(key)
+    key.chmod(0o440)
+    with pytest.raises(KeyFileError):
+        load_key_file(key)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(home))
+    assert load_key_file(key).id == made.id

@@ -1,0 +1,103 @@
+"""What is written is on disk, together or not at all."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedpeer.errors import StoreError
+from fedpeer.store import Schema, Store, Transaction
+
+NOTES = Schema("notes", ["CREATE TABLE note (text TEXT NOT NULL UNIQUE) STRICT"])
+
+
+def texts(store: Store) -> list[str]:
+    return [row[0] for row in store.write_now(lambda tx: tx.all("SELECT text FROM note ORDER BY text"))]
+
+
+def add(*notes: str):
+    def function(tx: Transaction) -> None:
+        tx.executemany("INSERT INTO note VALUES (?)", [(note,) for note in notes])
+
+    return function
+
+
+async def test_a_write_is_there_after_reopening(tmp_path: Path) -> None:
+    store = Store(tmp_path, [NOTES])
+    await store.write(add("a", "b"))
+    store.close()
+    assert texts(Store(tmp_path, [NOTES])) == ["a", "b"]
+
+
+async def test_an_exception_takes_back_the_whole_transaction(tmp_path: Path) -> None:
+    store = Store(tmp_path, [NOTES])
+    await store.write(add("a"))
+
+    def fails(tx: Transaction) -> None:
+        add("b")(tx)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await store.write(fails)
+    with pytest.raises(sqlite3.IntegrityError):
+        await store.write(add("c", "a"))
+    assert texts(store) == ["a"]
+
+
+async def test_every_commit_is_durable_at_a_power_cut(tmp_path: Path) -> None:
+    store = Store(tmp_path, [NOTES])
+    assert await store.read(lambda tx: tx.one("PRAGMA synchronous")) == (2,)  # FULL; NORMAL loses acknowledged rows
+    assert await store.read(lambda tx: tx.one("PRAGMA journal_mode")) == ("wal",)
+
+
+def test_a_second_daemon_on_one_home_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path, [NOTES])
+    store.write_now(add("a"))
+    program = (
+        "import sys; from pathlib import Path; from fedpeer.store import Store; from fedpeer.errors import StoreError\n"
+        "try: Store(Path(sys.argv[1]), [])\n"
+        "except StoreError as error: print(error.message)"
+    )
+    said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "in use by another fedpeer daemon" in said.stdout
+    store.close()
+
+
+def test_steps_of_a_schema_are_applied_once_and_in_order(tmp_path: Path) -> None:
+    Store(tmp_path, [NOTES]).close()
+    more = Schema("notes", [*NOTES.steps, "ALTER TABLE note ADD COLUMN author TEXT NOT NULL DEFAULT 'me'"])
+    for _ in range(2):
+        store = Store(tmp_path, [more])
+        assert store.write_now(lambda tx: tx.one("SELECT count(author) FROM note")) == (0,)
+        store.close()
+    with pytest.raises(StoreError, match="newer fedpeer"):
+        Store(tmp_path, [NOTES])
+
+
+def test_a_step_that_fails_leaves_the_version_before_it(tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        Store(tmp_path, [Schema("notes", [*NOTES.steps, "CREATE TABLE other (x INT); CREATE TABLE broken"])])
+    store = Store(tmp_path, [NOTES])
+    assert store.write_now(lambda tx: tx.one("SELECT count(*) FROM sqlite_master WHERE name = 'other'")) == (0,)
+
+
+async def test_a_file_is_named_by_its_digest_and_kept_once(tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+    digest = await store.put_file(b"x" * 100_000)
+    assert await store.put_file(bytearray(b"x" * 100_000)) == digest
+    assert store.path_of(digest).read_bytes() == b"x" * 100_000
+    assert [path.name for path in store.files.iterdir()] == [digest.hex()]
+    assert store.path_of(digest).stat().st_mode & 0o777 == 0o400
+    store.remove_file(digest)
+    assert not list(store.files.iterdir())
+
+
+async def test_a_file_that_cannot_be_written_is_a_named_error_and_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+    store.files.rmdir()
+    with pytest.raises(StoreError, match="files"):
+        await store.put_file(b"x")
