@@ -224,9 +224,7 @@ class _Written(msgspec.Struct, forbid_unknown_fields=True):
     rules: _WrittenRules = msgspec.field(default_factory=_WrittenRules)
 
 
-def parse(
-    text: str, *, me: str, resolve: Callable[[str], str], find: FindStage, now: int, nonce: bytes
-) -> Contract:
+def parse(text: str, *, me: str, resolve: Callable[[str], str], find: FindStage, now: int, nonce: bytes) -> Contract:
     """The contract of a TOML text, submitted by the peer `me` at `now`. Raises ContractError.
 
     `resolve` turns what people call a peer into its id (raising a FedpeerError for an unknown one).
@@ -306,7 +304,8 @@ def _fill_in(entry: _WrittenStage, aliases: Sequence[str], find: FindStage) -> S
     else:
         example = ", ".join(f'{role} = "{alias}"' for role, alias in zip(stage.roles, aliases, strict=False))
         raise ContractError(
-            f"{where}: {entry.run!r} has the roles {', '.join(sorted(stage.roles))}", hint=f"add roles = {{ {example} }}"
+            f"{where}: {entry.run!r} has the roles {', '.join(sorted(stage.roles))}",
+            hint=f"add roles = {{ {example} }}",
         )
     inputs = []
     for port, source in sorted(entry.inputs.items()):
@@ -457,7 +456,9 @@ def _check_inputs(
         spot = f"{where}, input {item.port!r}"
         if item.source.startswith(DATASET):
             if not NAME.fullmatch(item.source.removeprefix(DATASET)):
-                raise ContractError(f"{spot}: {item.source!r} does not name a dataset", hint='written as "dataset:NAME"')
+                raise ContractError(
+                    f"{spot}: {item.source!r} does not name a dataset", hint='written as "dataset:NAME"'
+                )
             if wanted is not Table:
                 raise ContractError(f"{spot} takes a {_kind(wanted)}, and a dataset is a table")
             continue
