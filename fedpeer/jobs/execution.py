@@ -14,9 +14,7 @@ No event loop here: the awaits are of the store, the mesh and the aggregation.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
-
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
