@@ -17,6 +17,7 @@ import difflib
 import json
 import os
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,6 +95,13 @@ def socket_of(home: Path) -> Path:
     return check_socket(Path(os.environ.get("FEDPEER_SOCKET") or home / "admin" / "admin.sock").absolute())
 
 
+def find_socket(option: Path | None = None) -> Path:
+    """Where a client finds the daemon: the socket of `find_home(option)`, else, if no home was named, the system's."""
+    path = socket_of(find_home(option))
+    named = option or os.environ.get("FEDPEER_HOME") or os.environ.get("FEDPEER_SOCKET")
+    return SYSTEM_SOCKET if not named and not _exists(path) and _exists(SYSTEM_SOCKET) else path
+
+
 def check_socket(path: Path) -> Path:
     """`path` itself, when a unix socket can have it. Raises ConfigError with the remedy."""
     size = len(os.fsencode(path))
@@ -130,26 +138,32 @@ def load(home: Path) -> Config:
     )
 
 
-def write_new(home: Path, *, name: str, listen: tuple[str, ...] | None, addresses: tuple[str, ...]) -> Config:
-    """Write a commented fedpeer.toml into `home` (made 0700) and load it; never overwrites one. Raises ConfigError.
+def new_file(home: Path, *, name: str, listen: Sequence[str] | None, addresses: Sequence[str]) -> str:
+    """The commented text of a fedpeer.toml for a new peer; `listen` None leaves the default.
 
-    `listen` None leaves the default. Everything is checked before anything is written.
+    Everything that could be wrong is found here, before anything is written. Raises ConfigError.
     """
     path = home / FILE
+    if path.exists():
+        raise ConfigError(f"{path} exists: there is a peer here already", hint="another --home makes another peer")
     socket_of(home)
     given: dict[str, Any] = {"name": name, "addresses": list(addresses)}
     if listen is not None:
         given["listen"] = list(listen)
-    settings = _check(given, path)
+    return _text(_check(given, path))
+
+
+def write_new(home: Path, text: str) -> Config:
+    """Write the text of `new_file` into `home`, and load it; never overwrites a file. Raises ConfigError."""
+    path = home / FILE
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (home / "state").mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(_text(settings))
+            file.write(text)
             file.flush()
             os.fsync(descriptor)
-    except FileExistsError:
-        raise ConfigError(f"{path} exists: there is a peer here already", hint="another --home makes another") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     return load(home)
@@ -159,6 +173,13 @@ def nearest(word: str, known: list[str]) -> str:
     """A hint naming the known word that `word` may have been meant to be, else all of them."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:
