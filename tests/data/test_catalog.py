@@ -14,7 +14,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeer.data import columns, csv, snapshot
+from fedpeer import artifact
+from fedpeer.data import columns, csv
 from fedpeer.data.catalog import Catalog, nearest, read
 from fedpeer.errors import DataError, NotFound, UsageError
 from fedpeer.stage import Table
@@ -130,7 +131,7 @@ def test_parquet_is_read_by_its_types(write, tmp_path: Path) -> None:
 def test_csv_and_parquet_of_one_content_are_one_version(write, tmp_path: Path) -> None:
     table = read(write(GOOD), "id", "sick")
     pa.parquet.write_table(table.data, tmp_path / "x.parquet")
-    assert snapshot.dump(read(str(tmp_path / "x.parquet"), "id", "sick")) == snapshot.dump(table)
+    assert artifact.dump(read(str(tmp_path / "x.parquet"), "id", "sick")) == artifact.dump(table)
 
 
 # what is refused, and how
@@ -326,9 +327,9 @@ def test_equal_content_gives_equal_bytes_however_it_lies_in_memory(rows, cuts, s
     edges = sorted({0, len(rows), *(cut for cut in cuts if cut <= len(rows))})
     chunked = pa.concat_tables([padded.slice(a, b - a) for a, b in pairwise(edges)] or [padded])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshot, "BATCH_ROWS", size)
-        data = snapshot.dump(Table(whole, None, "b"))
-        assert snapshot.dump(Table(chunked, None, "b")) == data
+        patch.setattr(artifact, "BATCH_ROWS", size)
+        _, data = artifact.dump(Table(whole, None, "b"))
+        assert artifact.dump(Table(chunked, None, "b"))[1] == data
     assert pa.ipc.open_file(data).read_all().equals(whole)
 
 
