@@ -75,7 +75,7 @@ class Event(StrEnum):
 _ENDS = {Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELLED}
 TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.PROPOSED: {Event.AGREE: State.AGREED, **_ENDS},
-    State.AGREED: {Event.START: State.RUNNING, **_ENDS},
+    State.AGREED: {Event.START: State.RUNNING, Event.FINISH: State.DONE, **_ENDS},  # done: no role in any stage
     State.RUNNING: {Event.FINISH: State.DONE, **_ENDS},
     State.DONE: {},
     State.FAILED: {},

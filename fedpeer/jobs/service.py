@@ -1,6 +1,6 @@
-"""The jobs of a daemon: propose, countersign, run, end. One supervisor for each; whatever happens in one, the daemon lives.
+"""The jobs of a daemon: propose, countersign, run, end.
 
-How a job goes here (lifecycle.py decides, this page does):
+How a job goes here, under a supervisor of its own (lifecycle.py decides, this page does):
   `submit` or a contract that arrives → archive, scope → one task `_supervise`, which
     answers         checks what the contract asks of this peer, takes snapshots of its data, countersigns or refuses
     runs            the stages in order, each an Execution; its outputs are files of the store, named by digest
@@ -15,8 +15,11 @@ A StoreError is not a job's failure: it ends the daemon, which is clean after a 
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -52,6 +55,10 @@ from fedpeer.stage import KINDS, Model, Report, Stage
 from fedpeer.store import RunInThread, Schema, Store, Transaction
 
 T = TypeVar("T")
+JobViews = list[JobView]
+LogLines = list[LogLine]
+ModelViews = list[ModelView]
+Facts = dict[str, Any]
 
 MAX_PROPOSED = 64
 """Jobs of one initiator that live here at a time; more of its contracts are not taken."""
@@ -71,8 +78,13 @@ class _Job:
     def __init__(self, kept: archive.Kept, read: Contract, view: JobView) -> None:
         self.id, self.salt, self.contract, self.view = kept.contract, kept.salt, read, view
         self.closed = kept.closed
-        self.unwritten: list[tuple[str, str, dict[str, Any]]] = []  # lines for the log's next transaction
+        self.common: list[tuple[str, str]] = []  # outputs that must be equal; none where the contract cannot run
+        with suppress(ContractError):
+            self.common = contract.outputs_equal(read, stage.find)
+        self.heard = Heard()
         self.told: set[str] = set()  # peers whose answer was told to the operator
+        self.unwritten: list[tuple[str, str, Facts]] = []  # lines for the log's next transaction
+        self.complete = False  # we say "done", and cannot abort any more
         self.failure: FedpeerError | None = None  # what ended it here
         self.verdict: Verdict | None = None
         self.agreed = trio.Event()
@@ -106,8 +118,11 @@ class Jobs:
         self._start_worker, self._run_in_thread = start_worker, run_in_thread
         self._events, self._log, self._now = events, log, now
         self._jobs: dict[bytes, _Job] = {}
-        self._files = trio.Lock()  # between keeping a file and the row that needs it, nobody may remove it
+        self._files = trio.Lock()  # between keeping a file and the row that needs it, nobody removes it
+        self._in_use: Counter[bytes] = Counter()  # snapshots that predictions read
         self._nursery: trio.Nursery | None = None
+        self._started = trio.Event()
+        mesh.on_unknown_scope = self._proposed
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live until cancelled; the jobs of the last run go on."""
@@ -118,7 +133,7 @@ class Jobs:
             self._nursery = nursery
             for job in self._jobs.values():
                 nursery.start_soon(self._supervise, job)
-            self._mesh.on_unknown_scope = self._proposed
+            self._started.set()
             task_status.started()
             await trio.sleep_forever()
 
@@ -129,7 +144,7 @@ class Jobs:
         read = contract.parse(
             text,
             me=self._mesh.me,
-            resolve=self._mesh.resolve,
+            resolve=self._resolve,
             find=stage.find,
             now=self._seconds(),
             nonce=random_bytes(contract.NONCE_BYTES),
@@ -140,7 +155,7 @@ class Jobs:
             raise refused.error from None
         return self._view(await self._add(codec.encode(read), read))
 
-    async def list(self) -> list[JobView]:
+    async def list(self) -> JobViews:
         """Every job, oldest first."""
         return sorted((self._view(job) for job in self._jobs.values()), key=lambda view: (view.created, view.id))
 
@@ -154,7 +169,7 @@ class Jobs:
         await job.over.wait()
         return self._view(job)
 
-    async def logs(self, ref: str) -> list[LogLine]:
+    async def logs(self, ref: str) -> LogLines:
         """What happened in a job at this peer, oldest first."""
         job = self._find(ref)
         lines = await self._store.read(lambda tx: archive.logged(tx, job.id))
@@ -165,8 +180,7 @@ class Jobs:
         job = self._find(ref)
         if job.view.state == lifecycle.State.CANCELLED:
             return self._view(job)
-        heard = self._hear(job)
-        if job.over.is_set() or self._mesh.me in heard.dones:
+        if job.over.is_set() or self._is_complete(job):
             waiting = ", ".join(self._view(job).waiting_for)
             state = f"is complete here, and waits for {waiting}" if waiting else f"has ended: {job.view.state}"
             raise JobError(f"the job {job.view.name!r} {state}")
@@ -177,7 +191,7 @@ class Jobs:
 
     # models
 
-    async def models(self) -> list[ModelView]:
+    async def models(self) -> ModelViews:
         """The models that jobs left at this peer, oldest first."""
         return [view for view, _ in await self._models()]
 
@@ -206,23 +220,24 @@ class Jobs:
         if ports.keys() != {"model", "table"}:
             raise NotFound(f"{predicts.name} takes other inputs than a model and a table")
         async with self._files:
-            snapshot = await self._catalog.snapshot(dataset)
-            try:
-                inputs = [(ports["model"], "model", path), (ports["table"], "table", self._path_of(snapshot.version))]
-                params = contract.canonical_params({}, predicts, predicts.name)
-                outputs = await run_alone(predicts, params, inputs, self._start_worker)
-            finally:
-                with trio.CancelScope(shield=True):
-                    if not await self._store.read(lambda tx: archive.refers_to(tx, snapshot.version)):
-                        self._store.remove_file(snapshot.version)
+            version = (await self._catalog.snapshot(dataset)).version
+            self._in_use[version] += 1
+        try:
+            inputs = [(ports["model"], "model", path), (ports["table"], "table", self._store.path_of(version))]
+            params = contract.canonical_params({}, predicts, predicts.name)
+            outputs = await run_alone(predicts, params, inputs, self._start_worker)
+        finally:
+            with trio.CancelScope(shield=True):
+                self._in_use[version] -= 1
+                await self._remove_unneeded([version])
         tables = [data for kind, data in outputs.values() if kind == "table"]
         if len(tables) != 1:
             raise JobError(f"{predicts.name} gave {len(tables)} tables where one was awaited")
-        loaded = artifact.load("table", tables[0])
+        loaded = await self._run_in_thread(lambda: artifact.load("table", tables[0]))
         assert isinstance(loaded, stage.Table)
         return loaded.data
 
-    async def _models(self) -> list[tuple[ModelView, Path]]:
+    async def _models(self) -> Sequence[tuple[ModelView, Path]]:
         found = []
         for kept in await self._store.read(archive.outputs):
             job = self._jobs[kept.contract]
@@ -237,13 +252,14 @@ class Jobs:
                 created=kept.created,
                 facts=kept.facts["facts"],
             )
-            found.append((view, self._path_of(kept.digest)))
+            found.append((view, self._store.path_of(kept.digest)))
         return found
 
     # a job begins
 
     async def _proposed(self, record: Record) -> None:
         """A peer of the roster sent a contract that is not known here."""
+        await self._started.wait()
         if record.scope in self._jobs or record.kind != lifecycle.CONTRACT:
             return
         try:
@@ -273,7 +289,7 @@ class Jobs:
         """Keep a contract, say it if it is ours, and start its task."""
         contract_id, created, salt = contract.contract_id(body), self._time(), random_bytes(32)
         job = _Job(
-            archive.Kept(contract_id, body, created, salt, "", "", "", False),
+            archive.Kept(contract_id, body, created, salt, "", "", closed=False),
             read,
             self._first_view(read, body, created),
         )
@@ -321,11 +337,11 @@ class Jobs:
             if not job.over.is_set():
                 await self._live(job)
             await self._linger(job)
-        except StoreError:
-            raise
         except Exception as error:
-            self._log.error("job supervisor", job=job.id.hex(), trace=_trace(error))
-            raise StoreError(f"the job {job.id.hex()} could not be ended: {type(error).__name__}") from error
+            cause = _one(error)
+            self._log.error("job could not be ended", job=job.id.hex(), trace=_trace(cause))
+            if isinstance(cause, StoreError):
+                raise cause from None
 
     async def _live(self, job: _Job) -> None:
         async with trio.open_nursery() as nursery:
@@ -355,11 +371,11 @@ class Jobs:
                 absent = [peer for peer in waiting if not self._mesh.connected(peer)]
                 away = {peer: away.get(peer, trio.current_time()) for peer in absent}
                 late = [self._name_of(peer) for peer, since in away.items() if trio.current_time() - since >= stall]
-                if late and self._mesh.me not in heard.dones:
+                if late and not self._is_complete(job):
                     names = ", ".join(late)
                     job.failure = PeerAbsent(f"{names} could not be reached for {stall} s", peer=names)
                     continue
-            left = job.contract.expires + lifecycle.SKEW_S - self._seconds()
+            left = job.contract.expires + contract.SKEW_S - self._seconds()
             await trio.sleep(max(1.0, min(left, stall / 4, 60.0)))
 
     def _judge(self, job: _Job) -> None:
@@ -369,9 +385,7 @@ class Jobs:
         heard = self._hear(job)
         if lifecycle.agreed(job.contract, heard):
             job.agreed.set()
-        job.verdict = lifecycle.judge(
-            job.contract, heard, self._seconds(), job.failure, self._common(job.contract), self._name_of
-        )
+        job.verdict = lifecycle.judge(job.contract, heard, self._seconds(), job.failure, job.common, self._name_of)
         if job.verdict is not None:
             job.scope.cancel()
 
@@ -392,7 +406,7 @@ class Jobs:
             if isinstance(cause, StoreError):
                 raise cause from error
             if not isinstance(cause, FedpeerError):
-                self._log.error("job failed by a fault of the program", job=job.id.hex(), trace=_trace(error))
+                self._log.error("job failed by a fault of the program", job=job.id.hex(), trace=_trace(cause))
                 cause = JobError(f"a fault of the program ({type(cause).__name__}); the daemon's log has the place")
             job.failure = job.failure or cause
             self._judge(job)
@@ -406,26 +420,38 @@ class Jobs:
         if error is not None:
             facts = {"code": error.code, "message": error.message, "hint": error.hint, "peer": error.peer}
 
-        def end(tx: Transaction) -> list[bytes]:
-            archive.end(tx, job.id, verdict.event, self._time(), msgspec.json.encode(facts).decode() if facts else "")
-            if job.failure is not None and error is job.failure:
+        own = self._hear(job).answers.get(self._mesh.me)
+        refused = own is not None and not own.approved
+
+        def end(tx: Transaction) -> tuple[Sequence[bytes], Sequence[bytes]]:
+            archive.end(tx, job.id, verdict.event, self._time())
+            if error is not None and error is job.failure and not refused:
                 self._mesh.publish(tx, job.id, lifecycle.ABORT, "", codec.encode(lifecycle.abort_of(error)))
             self._mesh.publish(tx, job.id, lifecycle.ENDED, "", b"")
             self._aggregation.forget(tx, job.id)
-            return [*checkpoint.drop(tx, job.id), *archive.unpin_snapshots(tx, job.id)]
+            return checkpoint.drop(tx, job.id), archive.unpin_snapshots(tx, job.id)
 
-        with trio.CancelScope(shield=True):  # the stages are stopped; one commit, and the files after it
-            async with self._files:
-                for digest in await self._write(job, end, (str(verdict.event), facts)):
-                    self._store.remove_file(digest)
+        with trio.CancelScope(shield=True):  # nothing else runs for it any more; one commit, and the files after it
+            own_files, snapshots = await self._write(job, end, (str(verdict.event), facts))
+            for digest in own_files:
+                self._store.remove_file(digest)
+            await self._remove_unneeded(snapshots)
         self._mesh.scope_changed(job.id)
         job.over.set()
+
+    async def _remove_unneeded(self, versions: Sequence[bytes]) -> None:
+        """Remove the files that no job and no prediction reads."""
+        async with self._files:
+            for version in versions:
+                needed = await self._store.read(partial(archive.refers_to, digest=version))
+                if not needed and not self._in_use[version]:
+                    self._store.remove_file(version)
 
     async def _linger(self, job: _Job) -> None:
         """Others may still need our records and mail: until all have ended, or the contract expired."""
         everybody = set(job.contract.peers)
         while self._hear(job).ended < everybody:
-            left = job.contract.expires + lifecycle.SKEW_S - self._seconds()
+            left = job.contract.expires + contract.SKEW_S - self._seconds()
             if left <= 0:
                 break
             with trio.move_on_after(min(left, 24 * 3600)):
@@ -452,9 +478,7 @@ class Jobs:
             self._log.warning(
                 "job refused", job=job.id.hex(), reason=refused.reason, code=refused.error.code, hint=refused.error.hint
             )
-            answer = Answer(False, refused.reason, ())
-            if job.failure is None and self._mesh.me == job.contract.peer_of[job.contract.initiator]:
-                raise refused.error from None
+            answer, job.failure = Answer(False, refused.reason, ()), refused.error
         body = codec.encode(answer)
         await self._store.write(lambda tx: self._mesh.publish(tx, job.id, lifecycle.COUNTERSIGN, "", body))
         self._mesh.scope_changed(job.id)
@@ -543,7 +567,7 @@ class Jobs:
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
 
-    async def _inputs(self, job: _Job, entry: StageEntry, declared: Stage) -> list[tuple[str, str, Path]]:
+    async def _inputs(self, job: _Job, entry: StageEntry, declared: Stage) -> Sequence[tuple[str, str, Path]]:
         pinned = await self._store.read(lambda tx: archive.snapshots(tx, job.id))
         made = {
             f"{kept.stage}.{kept.name}": kept for kept in await self._store.read(lambda tx: archive.outputs(tx, job.id))
@@ -551,11 +575,11 @@ class Jobs:
         inputs = []
         for port, source in sorted(entry.sources(job.view.me).items()):
             if (entry.id, port) in pinned:
-                inputs.append((port, "table", self._path_of(pinned[entry.id, port])))
+                inputs.append((port, "table", self._store.path_of(pinned[entry.id, port])))
                 continue
             if source not in made:
                 raise JobError(f"stage {entry.id!r}: {source!r} was not made at this participant")
-            inputs.append((port, made[source].kind, self._path_of(made[source].digest)))
+            inputs.append((port, made[source].kind, self._store.path_of(made[source].digest)))
         return inputs
 
     async def _keep_outputs(self, job: _Job, entry: StageEntry, outputs: Outputs, history: bytes) -> None:
@@ -591,14 +615,11 @@ class Jobs:
 
     async def _say_done(self, job: _Job) -> None:
         histories = await self._store.read(lambda tx: archive.stages(tx, job.id))
-        made = {
-            (kept.stage, kept.name): kept for kept in await self._store.read(lambda tx: archive.outputs(tx, job.id))
-        }
-        equal = [
-            (stage_id, name, made[stage_id, name].digest)
-            for stage_id, name in self._common(job.contract)
-            if (stage_id, name) in made
-        ]
+        outputs = await self._store.read(lambda tx: archive.outputs(tx, job.id))
+        equal = [(kept.stage, kept.name, kept.digest) for kept in outputs if (kept.stage, kept.name) in job.common]
+        if job.failure is not None:
+            return
+        job.complete = True
         body = codec.encode(Done(tuple(sorted(histories.items())), tuple(equal)))
         await self._write(job, lambda tx: self._mesh.publish(tx, job.id, lifecycle.DONE, "", body))
         self._mesh.scope_changed(job.id)
@@ -607,9 +628,8 @@ class Jobs:
     # what was said
 
     def _hear(self, job: _Job) -> Heard:
-        """The records of a job. One that is not what its kind says counts as an abort by its sender."""
-        heard = Heard()
-        members = set(job.contract.peers)
+        """What was said in a job so far. A record that is not what its kind says counts as an abort by its sender."""
+        heard, members = job.heard, set(job.contract.peers)
         readers: dict[str, tuple[type[codec.Record], dict[str, Any]]] = {
             lifecycle.COUNTERSIGN: (Answer, heard.answers),
             lifecycle.DONE: (Done, heard.dones),
@@ -617,7 +637,7 @@ class Jobs:
         }
         for kind, (record, said) in readers.items():
             for (slot, sender), body in self._mesh.held(job.id, kind).items():
-                if slot or sender not in members:
+                if slot or sender not in members or sender in said:
                     continue
                 try:
                     said[sender] = codec.decode_as(record, body)
@@ -625,6 +645,9 @@ class Jobs:
                     heard.aborts[sender] = Abort(error.code, f"its record of kind {kind} cannot be read")
         heard.ended = {sender for slot, sender in self._mesh.held(job.id, lifecycle.ENDED) if not slot} & members
         return heard
+
+    def _is_complete(self, job: _Job) -> bool:
+        return job.complete or self._mesh.me in self._hear(job).dones
 
     def _tell_answers(self, job: _Job) -> None:
         for peer, answer in self._hear(job).answers.items():
@@ -637,12 +660,6 @@ class Jobs:
                     reason = lifecycle.REFUSALS.get(answer.reason, "refuses for a reason of a newer release")
                     self._say(job, "refused", {**facts, "reason": reason})
 
-    def _common(self, read: Contract) -> list[tuple[str, str]]:
-        try:
-            return contract.outputs_equal(read, stage.find)
-        except ContractError:  # a contract that cannot run here, which we refuse
-            return []
-
     # what is told to the operator
 
     def _say(self, job: _Job, event: str, facts: dict[str, Any]) -> None:
@@ -652,7 +669,7 @@ class Jobs:
         views.apply(job.view, time, event, facts)
         self._events.publish(job.topic, event, **facts)
 
-    async def _write(self, job: _Job, function: Callable[[Transaction], T], *told: tuple[str, dict[str, Any]]) -> T:
+    async def _write(self, job: _Job, function: Callable[[Transaction], T], *told: tuple[str, Facts]) -> T:
         """A transaction of a job, with the lines of its log; what it means is told when it is on disk."""
         time = self._time()
         pending, job.unwritten = job.unwritten, []
@@ -664,7 +681,11 @@ class Jobs:
                 archive.log(tx, job.id, *line)
             return result
 
-        result = await self._store.write(write)
+        try:
+            result = await self._store.write(write)
+        except BaseException:
+            job.unwritten = pending + job.unwritten
+            raise
         for event, facts in told:
             views.apply(job.view, time, event, facts)
             self._events.publish(job.topic, event, **facts)
@@ -698,11 +719,12 @@ class Jobs:
             raise Ambiguous(f"{len(found)} jobs are named or begin with {ref!r}", hint=f"give one of the ids: {ids}")
         return found[0]
 
-    def _name_of(self, peer: str) -> str:
-        return self._mesh.name_of(peer)
+    def _resolve(self, ref: str) -> str:
+        """The id of a peer by what people call it, this one too."""
+        return self._mesh.me if ref in (self._mesh.me, self._mesh.card.name) else self._mesh.resolve(ref)
 
-    def _path_of(self, digest: bytes) -> Path:
-        return self._store.path_of(digest)
+    def _name_of(self, peer: str) -> str:
+        return str(self._mesh.name_of(peer))
 
     def _seconds(self) -> int:
         return int(self._now().timestamp())

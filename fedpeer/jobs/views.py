@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from fedpeer.jobs.contract import Contract
+from fedpeer.jobs.lifecycle import Event, State, step
 
 
 class View(msgspec.Struct, kw_only=True):
@@ -124,9 +125,11 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
                     participant.state = "approved" if event == "countersigned" else "refused"
                     participant.reason = str(facts.get("reason", ""))
         case "agreed":
-            view.state = "agreed"
+            view.state = step(State(view.state), Event.AGREE)
         case "stage_started" if stage is not None:
-            view.state, stage.state = "running", "running"
+            stage.state = "running"
+            if view.state == State.AGREED:
+                view.state = step(State.AGREED, Event.START)
         case "progress" if stage is not None:
             stage.round, stage.rounds, stage.metrics = facts["done"], facts["of"], dict(facts["metrics"])
         case "worker_crashed" if stage is not None:
@@ -135,7 +138,7 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
             stage.state = "done"
             view.outputs += [msgspec.convert(output, OutputView) for output in facts["outputs"]]
         case "done" | "failed" | "cancelled":
-            view.state, view.finished = event, time
+            view.state, view.finished = step(State(view.state), Event(event)), time
             if event != "done":
                 error = {key: facts.get(key, "") for key in ("code", "message", "hint", "peer")}
                 view.error = msgspec.convert(error, ErrorView)
