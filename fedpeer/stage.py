@@ -38,7 +38,7 @@ import pyarrow as pa
 
 from fedpeer import codec
 from fedpeer.crypto import hash_
-from fedpeer.errors import ContractError, DataError
+from fedpeer.errors import ContractError, DataError, StageError
 
 MAX_PEERS = 200
 
@@ -113,7 +113,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: plain facts (JSON) and arrays (safetensors). `run` names the stage that predicts with it."""
+    """A trained model: plain facts (JSON) and arrays (safetensors).
+
+    `algorithm` is the module that made it, for example "horizontal.logistic"; its stage `predict` takes the model.
+    """
 
     algorithm: str
     facts: Mapping[str, Any]
@@ -248,6 +251,16 @@ class Stage:
 
     def declaration_hash(self) -> bytes:
         return hash_("fp.declaration", self.declaration())
+
+    def check_outputs(self, result: Any) -> dict[str, Output | None]:
+        """What the function returned, if it is a dict of exactly the declared outputs; else StageError."""
+        if not isinstance(result, dict) or result.keys() != self.outputs.keys():
+            got = ", ".join(map(str, result)) if isinstance(result, dict) else f"a {type(result).__name__}"
+            raise StageError(f"{self.name} returned {got or 'nothing'}; declared are {', '.join(self.outputs)}")
+        for port, cls in self.outputs.items():
+            if not isinstance(result[port], cls | None):
+                raise StageError(f"{self.name}: the output {port!r} is a {type(result[port]).__name__}, not {cls}")
+        return result
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
