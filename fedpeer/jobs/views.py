@@ -79,13 +79,3 @@ class ModelView(View):
     algorithm: str
     created: str
     facts: dict[str, Any]
-
-
-class DatasetView(View):
-    name: str
-    uri: str
-    id: str | None
-    label: str | None
-    rows: int
-    columns: list[list[str]]
-    """[name, kind] with kind number | text | boolean, in the owner's order"""
