@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,20 @@ TRIAL = (
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    descriptors = os.listdir("/proc/self/fd")
+    before = descriptors_of("self")
     yield
     assert children_of(os.getpid()) == []
-    left = [number for number in os.listdir("/proc/self/fd") if number not in descriptors]
-    assert [target for number in left if (target := link(f"/proc/self/fd/{number}"))] == []
+    left = descriptors_of("self").items() - before.items()
+    assert [target for _, target in left if not target.startswith("anon_inode:")] == []  # those are event loops'
 
 
-def link(path: str) -> str:
-    """Where it points, and nothing for event loops' own descriptors, which live a little longer."""
-    try:
-        target = os.readlink(path)
-    except FileNotFoundError:
-        return ""
-    return "" if target.startswith("anon_inode:") else target
+def descriptors_of(process: str) -> dict[str, str]:
+    """The open descriptors of a process and what they are."""
+    found = {}
+    for path in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that reads this folder
+            found[path.name] = str(path.readlink())
+    return found
 
 
 def runs(pid: int) -> bool:
@@ -382,7 +382,7 @@ async def test_a_worker_has_its_socket_its_streams_an_empty_environment_and_no_s
         async with worker_of(start_of("waits", chance=planted)) as worker:
             assert await worker.next() == ask.Receive("bob", "reply")
             process = Path(f"/proc/{worker.pid}")
-            descriptors = {path.name: os.readlink(path) for path in (process / "fd").iterdir()}
+            descriptors = descriptors_of(str(worker.pid))
             environment = (process / "environ").read_text().rstrip("\0").split("\0")
             status = dict(re.findall(r"^(\w+):\s+(.*)$", (process / "status").read_text(), re.M))
             limits = (process / "limits").read_text()
@@ -393,7 +393,7 @@ async def test_a_worker_has_its_socket_its_streams_an_empty_environment_and_no_s
             }
             found_planted = sum(occurrences(worker.pid, planted))
             found_here = any(occurrences(os.getpid(), identity_seed.reveal()))
-            assert os.readlink(process / "cwd") == "/"
+            assert str((process / "cwd").readlink()) == "/"
     finally:
         os.close(opened)
     assert descriptors.keys() == {"0", "1", "2"}

@@ -39,9 +39,9 @@ SEALED_BUT_ONE = [protocol.SEALS & ~seal for seal in (1, 2, 4, 8)]
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
-    before = os.listdir("/proc/self/fd")
+    before = list(Path("/proc/self/fd").iterdir())
     yield
-    assert os.listdir("/proc/self/fd") == before
+    assert list(Path("/proc/self/fd").iterdir()) == before
 
 
 def across(message: Any, kind: Any, **options: Any) -> Any:
