@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,7 +24,8 @@ from fedpeer.crypto import DhKey, Secret, random_bytes
 from fedpeer.errors import WorkerCrashed
 from fedpeer.identity import Identity
 from fedpeer.secure import fixedpoint
-from fedpeer.stage import Model, Table
+from fedpeer.stage import Model, Table, find
+from fedpeer.testing.stages import run_stage
 from fedpeer.worker import protocol as ask
 from fedpeer.worker.service import COMMAND, ENVIRONMENT, LOG_BYTES, WorkerProcess
 
@@ -255,6 +257,46 @@ async def test_the_installed_worker_finds_its_stages_and_only_those() -> None:
         failed = await worker.next()
     assert isinstance(failed, ask.Failed)
     assert (failed.code, failed.message) == ("contract", "there is no algorithm 'trial.talk'")
+
+
+@pytest.mark.parametrize("stage", ["horizontal.statistics:run", "horizontal.logistic:fit"])
+async def test_installed_workers_compute_what_the_stage_computes_in_one_process(stage: str) -> None:
+    chance = np.random.default_rng(1)
+    declared = find(stage)
+    tables = []
+    for rows in (30, 41, 52):
+        x = chance.normal(size=rows)
+        y = (x + chance.normal(size=rows) > 0).astype(float)
+        tables.append(Table(pa.table({"x": x, "y": y}), label="y"))
+    expected = run_stage(declared, declared.params(), [{"table": table} for table in tables]).outputs
+    roles = [(alias, "member") for alias in ("alice", "bob", "carol")]
+    done: list[ask.Done] = []
+    async with AsyncExitStack() as stack:
+        workers = []
+        for (alias, _), table in zip(roles, tables, strict=True):
+            inputs = [("table", *artifact.dump(table))]
+            start = ask.Start(stage, msgspec.json.encode(declared.params()), alias, roles, KEY, None, inputs)
+            workers.append(await stack.enter_async_context(worker_of(start, command=COMMAND)))
+        while len(done) < len(workers):
+            requests = [await next_to_answer(worker) for worker in workers]
+            done += [request for request in requests if isinstance(request, ask.Done)]
+            sums = [request for request in requests if isinstance(request, ask.Sum)]
+            if sums:
+                vector = sum(request.vector for request in sums) % np.uint32(1 << fixedpoint.WIDTH)
+                for worker in workers:
+                    await worker.answer(ask.TotalAnswer(vector, [alias for alias, _ in roles]))
+    for (alias, _), finished in zip(roles, done, strict=True):
+        outputs = expected[alias].items()
+        assert finished.outputs == [(name, artifact.dump(output)) for name, output in outputs if output is not None]
+
+
+async def next_to_answer(worker: WorkerProcess) -> ask.Request:
+    """The next request that waits for an answer, or the last word."""
+    while True:
+        request = await worker.next()
+        if not isinstance(request, ask.Checkpoint | ask.Progress):
+            assert not isinstance(request, ask.Failed), request
+            return request
 
 
 # how it ends
