@@ -34,7 +34,7 @@ def test_the_public_vectors_of_the_codecs(shared: Path):
 def test_known_answers():
     layout, vector = fixedpoint.encode({"b": np.array([[1.5, -1.0]], dtype=np.float32), "a": np.array([True, False])})
     assert layout == [["a", "int64", [2], ["int", 55]], ["b", "float64", [1, 2], ["fixed", 32, 55]]]
-    assert vector.dtype == np.uint32 and vector.shape == (256,)
+    assert (vector.dtype, vector.shape) == (np.uint32, (256,))
     assert vector[:16].tolist() == [1, 0, 0, 0, 0, 0, 64, 64, 0, 0, 32768, 0, 1, 65535, 64, 63]
     assert not vector[16:].any()
 
@@ -73,7 +73,8 @@ def test_shapes_and_the_order_of_names_survive():
     fixedpoint.check(layout, vector)
     decoded = fixedpoint.decode(layout, vector, 1)
     assert {name: array.shape for name, array in decoded.items()} == {"a": (), "empty": (0, 4), "z": (2, 3)}
-    assert decoded["z"].tolist() == [[0, 1, 2], [3, 4, 5]] and decoded["a"] == 0.25
+    assert decoded["z"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert decoded["a"] == 0.25
 
 
 @pytest.mark.parametrize(
