@@ -116,7 +116,7 @@ def check_socket(path: Path) -> Path:
 def load(home: Path) -> Config:
     """The configuration of the peer in `home`. Raises ConfigError naming the file and the entry."""
     given = _read(home / FILE)
-    settings = _check(given, home / FILE)
+    settings = _check(given, f"{home / FILE}: ")
     key_file = systemd.credential(KEY_FILE)
     origin = {name: FILE if name in given else "default" for name in Settings.__struct_fields__}
     return Config(
@@ -150,7 +150,7 @@ def new_file(home: Path, *, name: str, listen: Sequence[str] | None, addresses: 
     given: dict[str, Any] = {"name": name, "addresses": list(addresses)}
     if listen is not None:
         given["listen"] = list(listen)
-    return _text(_check(given, path))
+    return _text(_check(given, ""))
 
 
 def write_new(home: Path, text: str) -> Config:
@@ -201,23 +201,23 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
-def _check(given: dict[str, Any], path: Path) -> Settings:
+def _check(given: dict[str, Any], where: str) -> Settings:
     from fedpeer.identity import check_name, split_address
 
     known = list(Settings.__struct_fields__)
     for key in given:
         if key not in known:
-            raise ConfigError(f"{path}: unknown key {key!r}", hint=nearest(key, known))
+            raise ConfigError(f"{where}unknown key {key!r}", hint=nearest(key, known))
     try:
         settings = msgspec.convert(given, Settings)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{where}{error}") from None
     try:
         check_name(settings.name)
         for address in (*settings.listen, *settings.addresses):
             split_address(address)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from None
+        raise ConfigError(f"{where}{error.message}", hint=error.hint) from None
     return msgspec.structs.replace(
         settings,
         listen=tuple(address.removeprefix("tcp://") for address in settings.listen),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,22 +40,25 @@ class Overrun(AdminError):
 class Client:
     """`timeout_s` is how long to wait for any one answer, instead of what the table of commands says."""
 
-    def __init__(self, path: str | Path, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, timeout_s: float | None = None, commands: Mapping[str, Command] = COMMANDS
+    ) -> None:
         self.path = check_socket(Path(path))
         self.timeout_s = timeout_s
+        self._commands = commands
 
-    def call(self, name: str, **arguments: Any) -> Any:
+    def call(self, command_name: str, /, **arguments: Any) -> Any:
         """Ask for a command of the table and return its answer. Raises FedpeerError."""
-        command = COMMANDS[name]
+        command = self._commands[command_name]
         target, body = request(command, arguments)
         wait = command.timeout_s if self.timeout_s is None else self.timeout_s
         connection, response = self._ask(command.method, target, body, wait)
         try:
             data = response.read()
         except TimeoutError:
-            raise TimedOut(f"no whole answer to {name} within {wait:g} s") from None
+            raise TimedOut(f"no whole answer to {command.name} within {wait:g} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise NotReachable(f"the daemon ended while it answered {name} ({type(error).__name__})") from None
+            raise NotReachable(f"the daemon ended while it answered {command.name} ({type(error).__name__})") from None
         finally:
             connection.close()
         if (response.getheader("content-type") or "").startswith(JSON):
