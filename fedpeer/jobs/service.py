@@ -14,7 +14,6 @@ A StoreError is not a job's failure: it ends the daemon, which is clean after a 
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -266,7 +265,7 @@ class Jobs:
         try:
             read = contract.read(record.body)
         except RemoteProtocolError as error:
-            self._log.warning("contract refused", peer=self._name_of(record.sender), reason=error.message)
+            self._log.warning("contract_refused", peer=self._name_of(record.sender), reason=error.message)
             return
         living = sum(
             not job.over.is_set() and job.contract.peer_of[job.contract.initiator] == record.sender
@@ -282,7 +281,7 @@ class Jobs:
         }
         if any(wrong.values()):
             reason = next(reason for reason, holds in wrong.items() if holds)
-            self._log.warning("contract refused", peer=self._name_of(record.sender), reason=reason)
+            self._log.warning("contract_refused", peer=self._name_of(record.sender), reason=reason)
             return
         await self._add(record.body, read)
 
@@ -341,7 +340,7 @@ class Jobs:
             await self._linger(job)
         except Exception as error:
             cause = _one(error)
-            self._log.error("job could not be ended", job=job.id.hex(), trace=_trace(cause))
+            self._log.error("job_not_ended", job=job.id.hex(), exc_info=cause)
             if isinstance(cause, StoreError):
                 raise cause from None
 
@@ -408,7 +407,7 @@ class Jobs:
             if isinstance(cause, StoreError):
                 raise cause from error
             if not isinstance(cause, FedpeerError):
-                self._log.error("job failed by a fault of the program", job=job.id.hex(), trace=_trace(cause))
+                self._log.error("job_fault", job=job.id.hex(), exc_info=cause)
                 cause = JobError(f"a fault of the program ({type(cause).__name__}); the daemon's log has the place")
             job.failure = job.failure or cause
             self._judge(job)
@@ -477,9 +476,7 @@ class Jobs:
             await self._decide(job.contract)
             answer = await self._bring(job)
         except _Refused as refused:
-            self._log.warning(
-                "job refused", job=job.id.hex(), reason=refused.reason, code=refused.error.code, hint=refused.error.hint
-            )
+            self._log.warning("job_refused", job=job.id.hex(), reason=refused.reason, code=refused.error.code)
             answer, job.failure = Answer(False, refused.reason, ()), refused.error
         body = codec.encode(answer)
         await self._store.write(lambda tx: self._mesh.publish(tx, job.id, lifecycle.COUNTERSIGN, "", body))
@@ -691,7 +688,7 @@ class Jobs:
         for event, facts in told:
             views.apply(job.view, time, event, facts)
             self._events.publish(job.topic, event, **facts)
-            self._log.info("job", job=job.id.hex(), job_event=event, stage=facts.get("stage", ""))
+            self._log.info(f"job_{event}", job=job.id.hex(), name=job.view.name, stage=facts.get("stage", ""))
         return result
 
     def _view(self, job: _Job) -> JobView:
@@ -753,9 +750,3 @@ def _one(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def _trace(error: BaseException) -> str:
-    """Where it happened, without the message: it may quote data."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return type(error).__name__ + "".join(f" < {frame.filename}:{frame.lineno}" for frame in reversed(frames))

@@ -7,7 +7,7 @@ and can be made to die at any of its steps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -42,7 +42,7 @@ class CoroutineWorker:
         self,
         start: protocol.Start,
         find: FindStage = stage.find,
-        step: Callable[[protocol.Message], bool] = lambda _message: False,
+        step: Callable[[protocol.Message], Awaitable[bool]] | None = None,
     ) -> None:
         self._step = step
         self._said: deque[protocol.Message] = deque()
@@ -60,11 +60,11 @@ class CoroutineWorker:
         if not self._said:
             self._advance(None)
         message = through(self._said.popleft(), protocol.Request)
-        self._die_if(self._step(message))
+        await self._live_on(message)
         return message
 
     async def answer(self, answer: protocol.Answer) -> None:
-        self._die_if(self._step(answer))
+        await self._live_on(answer)
         assert self._answered is not None
         value, self._answered = self._answered(through(answer, protocol.Answer)), None
         self._advance(value)
@@ -118,8 +118,8 @@ class CoroutineWorker:
                     fixedpoint.decode(layout, total.vector, len(total.survivors)), total.survivors
                 )
 
-    def _die_if(self, dies: bool) -> None:
-        if dies or self._dead:
+    async def _live_on(self, message: protocol.Message) -> None:
+        if self._dead or (self._step is not None and await self._step(message)):
             self._dead = True
             raise WorkerCrashed("the worker was killed (signal SIGKILL)")
 

@@ -178,7 +178,7 @@ async def run(
             daemon = Daemon(between, alias, folder / alias)
             result.stores[alias] = daemon.store
 
-            def step(_message: Any) -> bool:
+            async def step(_message: Any) -> bool:
                 result.steps[alias] += 1
                 victim = kill(alias, result.steps[alias])
                 if victim == "daemon":
