@@ -138,6 +138,12 @@ class NotDeterministic(JobError):
     code = "not_deterministic"
 
 
+class NotEqual(JobError):
+    """Participants ended with other results where they must be the same. Do not use them; look for who differs."""
+
+    code = "not_equal"
+
+
 class SumError(JobError):
     """A secure sum could not be made: the parties do not agree on what is summed, or a value is out of range."""
 

@@ -223,8 +223,22 @@ class Peers:
         self._driver.post(ProgressRequest(done, of, {name: float(value) for name, value in metrics.items()}))
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """[function(item) for item in items] on all cores, the same result whatever their number."""
-        return self._driver.map(function, items)
+        """[function(item) for item in items] on all cores, the same result whatever their number.
+
+        The function is called in other processes: it returns a message value, what it changes is lost, and it asks
+        nothing of `peers` but `peers.random`, which is another one for each item.
+        """
+        outer, seed = self.random, self.random.bytes(32)
+
+        def one(numbered: tuple[int, Any]) -> Any:
+            index, item = numbered
+            self.random = Chance(hash_("fp.chance.item", index.to_bytes(8, "little"), key=seed))
+            return function(item)
+
+        try:
+            return self._driver.map(one, list(enumerate(items)))
+        finally:
+            self.random = outer
 
     def _checkpoint(self, turn: int, shared: dict[str, Any], own: dict[str, Any]) -> None:
         self.random.ratchet()

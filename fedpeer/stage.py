@@ -2,13 +2,13 @@
 
     @stage(
         version=1,                                # raised when messages or results change meaning
-        params=Params,                            # a `Params` class: names, bounds, defaults
+        params=Fit,                               # a class of `Params`: names, bounds, defaults
         roles={"member": at_least(3)},            # vertical: {"guest": exactly(1), "host": at_least(1)}
         inputs={"table": Table},
         outputs={"model": Model},
         messages={"gradient": Sum("sum of gradients and the count of rows", per_turn=1, group="turn")},
     )
-    async def fit(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+    async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:   # the inputs by name
         ...
         return {"model": Model(...)}
 
@@ -38,13 +38,17 @@ import pyarrow as pa
 
 from fedpeer import codec
 from fedpeer.crypto import hash_
-from fedpeer.errors import ContractError, DataError
+from fedpeer.errors import ContractError, DataError, StageError
 
 MAX_PEERS = 200
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of a stage's parameters: typed fields with defaults, bounds by Annotated[float, msgspec.Meta(ge=0)]."""
+    """Base of a stage's parameters: typed fields with defaults, and bounds. Params() itself: a stage without any.
+
+    class Fit(Params, frozen=True):
+        reg_lambda: Annotated[float, msgspec.Meta(ge=0)] = 0.01
+    """
 
 
 # what passes between stages
@@ -113,7 +117,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: plain facts (JSON) and arrays (safetensors). `run` names the stage that predicts with it."""
+    """A trained model: plain facts (JSON) and arrays (safetensors).
+
+    `algorithm` is the module that made it, for example "horizontal.logistic"; its stage `predict` takes the model.
+    """
 
     algorithm: str
     facts: Mapping[str, Any]
@@ -248,6 +255,18 @@ class Stage:
 
     def declaration_hash(self) -> bytes:
         return hash_("fp.declaration", self.declaration())
+
+    def check_outputs(self, result: Any) -> dict[str, Output | None]:
+        """What the function returned, if it is a dict of exactly the declared outputs; else StageError."""
+        if not isinstance(result, dict) or result.keys() != self.outputs.keys():
+            got = ", ".join(map(str, result)) if isinstance(result, dict) else f"a {type(result).__name__}"
+            raise StageError(f"{self.name} returned {got or 'nothing'}; declared are {', '.join(self.outputs)}")
+        for port, cls in self.outputs.items():
+            if not isinstance(result[port], cls | None):
+                raise StageError(
+                    f"{self.name}: the output {port!r} is a {type(result[port]).__name__}, not a {cls.__name__}"
+                )
+        return result
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

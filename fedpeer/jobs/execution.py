@@ -1,0 +1,378 @@
+"""One stage at this peer: a worker asks, and is answered from the stage's journal or from the other peers.
+
+Rules
+* A place in a stage is (turn, k): the k-th request of a turn. Turn 0 is everything before the loop over `rounds`,
+  turn t + 1 is the loop's turn t.
+* An answer is in the journal before the worker sees it; a message is in the outbox before its first byte leaves.
+  A worker that repeats a turn is given the same answers, and what it says again is recognized by place and digest.
+* What leaves has passed the gate first.
+* A checkpoint is one commit: the state, the key of chance, the history hash, and the end of the turn's journal.
+
+No event loop here: the awaits are of the store, the mesh and the aggregation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from fedpeer import codec
+from fedpeer.crypto import hash_, random_bytes
+from fedpeer.errors import (
+    DataError,
+    FedpeerError,
+    GateClosed,
+    JobError,
+    LocalProtocolError,
+    PolicyError,
+    StageError,
+    WorkerCrashed,
+    by_code,
+)
+from fedpeer.governance.gate import Gate
+from fedpeer.jobs import checkpoint
+from fedpeer.jobs.checkpoint import Kept
+from fedpeer.secure import fixedpoint
+from fedpeer.stage import KINDS, Stage
+from fedpeer.store import Store, Transaction
+from fedpeer.worker import protocol as ask
+
+T = TypeVar("T")
+Outputs = dict[str, tuple[str, bytes]]
+"""name → (kind, bytes) as artifact.dump gives them."""
+
+RING = (fixedpoint.WIDTH, fixedpoint.BITS)
+
+
+class Worker(Protocol):
+    """What runs the stage's function: a process, or in simulations this one."""
+
+    async def next(self) -> ask.Request: ...
+
+    async def answer(self, answer: ask.Answer) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+StartWorker = Callable[[ask.Start], Awaitable[Worker]]
+
+
+class Delivery(Protocol):
+    """What a stage needs of the mesh (mesh.service.Mesh has it)."""
+
+    def post(
+        self, tx: Any, contract: bytes, stage: str, to: str, tag: str, header: bytes, buffers: Sequence[Any]
+    ) -> int: ...
+
+    def posted(self, to: str) -> None: ...
+
+    async def next_mail(self, contract: bytes, stage: str, sender: str) -> Any: ...
+
+    def take(self, tx: Any, contract: bytes, stage: str, sender: str, mail: Any) -> None: ...
+
+    def taken(self, contract: bytes, stage: str, sender: str) -> None: ...
+
+
+class Together(Protocol):
+    """What the participants decide together (jobs.service wires it to the aggregation and to agreed records)."""
+
+    async def sum(self, stage: str, turn: int, k: int, vector: Any, params: bytes, history: bytes) -> Any: ...
+
+    async def agree(self, stage: str, turn: int, k: int, mine: bytes) -> bytes: ...
+
+
+class Execution:
+    """One stage of one job at this peer, over any number of workers and restarts of the daemon.
+
+    `params`: canonical JSON; `roles`: alias → role of all who take part, in the contract's order; `peer_of`: alias →
+    peer id; `chance`: gives the 32-byte key of chance of a stage's first start; `say`: tells the operator.
+    """
+
+    def __init__(
+        self,
+        contract: bytes,
+        stage_id: str,
+        stage: Stage,
+        params: str,
+        roles: Mapping[str, str],
+        peer_of: Mapping[str, str],
+        me: str,
+        *,
+        store: Store,
+        mesh: Delivery,
+        together: Together,
+        start_worker: StartWorker,
+        say: Callable[..., None],
+        restarts: int,
+        chance: Callable[[], bytes] = lambda: random_bytes(32),
+    ) -> None:
+        self.contract, self.stage_id, self.stage, self.params = contract, stage_id, stage, params
+        self.roles, self.peer_of, self.me = dict(roles), dict(peer_of), me
+        self.store, self.mesh, self.together, self.start_worker = store, mesh, together, start_worker
+        self.say, self.restarts, self.chance = say, restarts, chance
+        self.gate = Gate(stage, self.roles, me)
+        self.declaration = stage.declaration_hash()
+        self.turn = self.k = self.common = 0
+        self.history = b""
+        self.saved_turn, self.saved_history = -1, b""
+
+    async def run(self, inputs: Sequence[tuple[str, str, Any]]) -> tuple[Outputs, bytes]:
+        """The stage's outputs and its last history hash. Raises the error that ended it.
+
+        `inputs`: (port, kind, bytes or the path of a file with them).
+        """
+        while True:
+            try:
+                return await self._one_worker(inputs), self.history
+            except WorkerCrashed as crash:
+                crashes = await self.store.write(lambda tx: checkpoint.crashed(tx, self.contract, self.stage_id))
+                if crashes > self.restarts:
+                    raise WorkerCrashed(
+                        f"the worker of stage {self.stage_id!r} ended {crashes} times without a result: {crash.message}"
+                    ) from None
+                self.say("worker_crashed", stage=self.stage_id, restarts=crashes, message=crash.message)
+
+    async def _one_worker(self, inputs: Sequence[tuple[str, str, Any]]) -> Outputs:
+        first = checkpoint.history_first(self.contract, self.stage_id, self.params)
+        saved = await self.store.write(
+            lambda tx: checkpoint.begin(tx, self.contract, self.stage_id, self.chance(), first)
+        )
+        self.saved_turn, self.saved_history = saved.turn, saved.history
+        self._at(0, saved.first_history)
+        resume = None
+        if saved.turn >= 0:
+            state = checkpoint.open_(self.store, self._name("state", saved.turn), saved.state)
+            shared, own = split(state)[1]
+            resume = ask.Resume(saved.turn, split(shared), split(own), saved.chance)
+        worker = await self.start_worker(
+            ask.Start(
+                stage=self.stage.name,
+                params=self.params.encode(),
+                me=self.me,
+                roles=list(self.roles.items()),
+                chance=saved.first_chance,
+                resume=resume,
+                inputs=list(inputs),
+            )
+        )
+        try:
+            while True:
+                request = await worker.next()
+                if isinstance(request, ask.Done):
+                    return checked_outputs(self.stage, request)
+                if isinstance(request, ask.Failed):
+                    raise failure(request)
+                answer = await self._serve(request)
+                if answer is not None:
+                    await worker.answer(answer)
+        finally:
+            await worker.aclose()
+
+    async def _serve(self, request: ask.Request) -> ask.Answer | None:
+        """Do what the worker asks; the answer, for the three kinds that have one."""
+        match request:
+            case ask.Send():
+                await self._send(request)
+            case ask.Receive():
+                return await self._receive(request)
+            case ask.Sum():
+                return await self._sum(request)
+            case ask.Agree():
+                return await self._agree(request)
+            case ask.Checkpoint():
+                await self._checkpoint(request)
+            case ask.Progress():
+                self.say(
+                    "progress", stage=self.stage_id, done=request.done, of=request.of, metrics=dict(request.metrics)
+                )
+        return None
+
+    async def _send(self, request: ask.Send) -> None:
+        self.gate.send(request.to, request.tag, request.header, request.buffers)
+        digest = hash_("fp.message", request.to.encode(), request.tag.encode(), request.header, *request.buffers)
+        turn, k = self._next_place()
+        to = self.peer_of[request.to]
+
+        def commit(tx: Transaction) -> None:
+            if not checkpoint.sent(tx, self.contract, self.stage_id, turn, k, digest):
+                self.mesh.post(tx, self.contract, self.stage_id, to, request.tag, request.header, request.buffers)
+
+        await self.store.write(commit)
+        self.mesh.posted(to)
+
+    async def _receive(self, request: ask.Receive) -> ask.Answer:
+        self.gate.receive(request.sender, request.tag)
+        turn, k = self._next_place()
+        asked = hash_("fp.receive", request.sender.encode(), request.tag.encode())
+        payload = await self._journaled(turn, k, "receive", asked)
+        if payload is None:
+            sender = self.peer_of[request.sender]
+            mail = await self.mesh.next_mail(self.contract, self.stage_id, sender)
+            if mail.tag != request.tag:
+                raise StageError(
+                    f"stage {self.stage_id!r} asks {request.sender!r} for {request.tag!r}, but its next message is "
+                    f"{mail.tag!r}: messages of one sender are received in the order they were sent"
+                )
+            payload = join(mail.header, mail.buffers)
+            kept = await self._keep(payload, turn, k)
+
+            def commit(tx: Transaction) -> None:
+                checkpoint.answer(tx, self.contract, self.stage_id, turn, k, "receive", asked, kept)
+                self.mesh.take(tx, self.contract, self.stage_id, sender, mail)
+
+            await self.store.write(commit)
+            self.mesh.taken(self.contract, self.stage_id, sender)
+        return ask.Value(*split(payload))
+
+    async def _sum(self, request: ask.Sum) -> ask.Answer:
+        self.gate.sum(request.tag, request.layout, request.vector)
+        turn, k = self._next_place()
+        common = self._next_common()
+        params = codec.encode([self.stage_id, turn, common, request.tag, self.declaration, request.layout, *RING])
+        vector = np.ascontiguousarray(request.vector, dtype=np.uint32)
+        asked = hash_("fp.sum", params, vector.data)
+        payload = await self._journaled(turn, k, "sum", asked)
+        if payload is None:
+            total = await self.together.sum(self.stage_id, turn, common, vector, params, self.history)
+            alias_of = {peer: alias for alias, peer in self.peer_of.items()}
+            payload = join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
+            await self._journal(turn, k, "sum", asked, payload)
+        values, survivors = codec.unpack_value(*split(payload))
+        digest = hash_("fp.total", np.ascontiguousarray(values).data)
+        self.history = checkpoint.history_sum(self.history, survivors, digest)
+        return ask.TotalAnswer(values, survivors)
+
+    async def _agree(self, request: ask.Agree) -> ask.Answer:
+        mine = join(request.header, request.buffers)
+        self.gate.agree(request.tag, len(mine))
+        turn, k = self._next_place()
+        common = self._next_common()
+        asked = hash_("fp.agree", request.tag.encode())
+        payload = await self._journaled(turn, k, "agree", asked)
+        if payload is None:
+            payload = await self.together.agree(self.stage_id, turn, common, mine)
+            split(payload)
+            await self._journal(turn, k, "agree", asked, payload)
+        return ask.Value(*split(payload))
+
+    async def _checkpoint(self, request: ask.Checkpoint) -> None:
+        if request.turn != self.saved_turn:  # a worker that resumed says where it goes on: that one is saved
+            if request.turn != self.saved_turn + 1:
+                raise LocalProtocolError(
+                    f"stage {self.stage_id!r}: turn {request.turn} is complete after turn {self.saved_turn}"
+                )
+            shared, own = join(*request.shared), join(*request.own)
+            history = checkpoint.history_turn(self.history, hash_("fp.shared", shared))
+            name = self._name("state", request.turn)
+            kept = await checkpoint.keep(self.store, name, join(b"", [shared, own]))
+            old = await self.store.write(
+                lambda tx: checkpoint.save(
+                    tx, self.contract, self.stage_id, request.turn, kept, request.chance, history
+                )
+            )
+            for digest in old:
+                self.store.remove_file(digest)
+            self.saved_turn, self.saved_history = request.turn, history
+        self._at(request.turn + 1, self.saved_history)
+
+    # places
+
+    def _at(self, turn: int, history: bytes) -> None:
+        self.turn, self.k, self.common, self.history = turn, 0, 0, history
+        self.gate.turn(turn)
+
+    def _next_place(self) -> tuple[int, int]:
+        place = self.turn, self.k
+        self.k += 1
+        return place
+
+    def _next_common(self) -> int:
+        """The number of a sum or agreed value within the turn: equal at all, whatever messages each sends besides."""
+        self.common += 1
+        return self.common - 1
+
+    def _name(self, *place: str | int) -> bytes:
+        return codec.encode([self.contract, self.stage_id, *place])
+
+    # the journal
+
+    async def _journaled(self, turn: int, k: int, kind: str, asked: bytes) -> bytes | None:
+        kept = await self.store.read(
+            lambda tx: checkpoint.find_answer(tx, self.contract, self.stage_id, turn, k, kind, asked)
+        )
+        return None if kept is None else checkpoint.open_(self.store, self._name(turn, k), kept)
+
+    async def _journal(self, turn: int, k: int, kind: str, asked: bytes, payload: bytes) -> None:
+        kept = await self._keep(payload, turn, k)
+        await self.store.write(
+            lambda tx: checkpoint.answer(tx, self.contract, self.stage_id, turn, k, kind, asked, kept)
+        )
+
+    async def _keep(self, payload: bytes, turn: int, k: int) -> Kept:
+        return await checkpoint.keep(self.store, self._name(turn, k), payload)
+
+
+async def run_alone(
+    stage: Stage, params: str, inputs: Sequence[tuple[str, str, Any]], start_worker: StartWorker
+) -> Outputs:
+    """Run a stage that talks to nobody, with no contract: what it would say to others is refused by its gate."""
+    me, role = "me", next(iter(stage.roles))
+    gate = Gate(stage, {me: role}, me)
+    worker = await start_worker(
+        ask.Start(stage.name, params.encode(), me, [(me, role)], random_bytes(32), None, list(inputs))
+    )
+    try:
+        while True:
+            match await worker.next():
+                case ask.Done() as done:
+                    return checked_outputs(stage, done)
+                case ask.Failed() as failed:
+                    raise failure(failed)
+                case ask.Checkpoint() | ask.Progress():
+                    pass
+                case ask.Send() as send:
+                    gate.send(send.to, send.tag, send.header, send.buffers)
+                case other:
+                    raise GateClosed(f"{stage.name} asked for a {type(other).__name__}, and runs here without peers")
+    finally:
+        await worker.aclose()
+
+
+def checked_outputs(stage: Stage, done: ask.Done) -> Outputs:
+    """What a worker brought, if it is what the stage declares: each at most once, and of its kind."""
+    outputs: Outputs = {}
+    for name, (kind, data) in done.outputs:
+        if name in outputs or name not in stage.outputs or stage.outputs[name] is not KINDS.get(kind):
+            raise StageError(f"{stage.name} gave the output {name!r} of kind {kind!r}, which it does not declare so")
+        outputs[name] = (kind, bytes(data))
+    return outputs
+
+
+def failure(failed: ask.Failed) -> FedpeerError:
+    """The error a worker ended with; a worker can only speak of its stage, its data and its gate."""
+    cls = by_code(failed.code)
+    if not issubclass(cls, JobError | DataError | PolicyError):
+        cls = StageError
+    return cls(failed.message, hint=failed.hint)
+
+
+def join(header: bytes, buffers: Sequence[Any]) -> bytes:
+    """A packed value as one piece: header and buffers, each after its length (8 bytes, little endian)."""
+    parts = [memoryview(part).cast("B") for part in (header, *buffers)]
+    return b"".join(piece for part in parts for piece in (len(part).to_bytes(8, "little"), part))
+
+
+def split(joined: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
+    """The header and buffers of `join`. StageError if it is not one (an agreed value comes from another peer)."""
+    view, parts = memoryview(joined), []
+    while view:
+        size = int.from_bytes(view[:8], "little")
+        if len(view) < 8 + size:
+            raise StageError("an agreed value is cut off")
+        parts.append(view[8 : 8 + size])
+        view = view[8 + size :]
+    if not parts:
+        raise StageError("an agreed value is empty")
+    return bytes(parts[0]), parts[1:]
