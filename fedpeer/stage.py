@@ -2,13 +2,13 @@
 
     @stage(
         version=1,                                # raised when messages or results change meaning
-        params=Params,                            # a `Params` class: names, bounds, defaults
+        params=Fit,                               # a class of `Params`: names, bounds, defaults
         roles={"member": at_least(3)},            # vertical: {"guest": exactly(1), "host": at_least(1)}
         inputs={"table": Table},
         outputs={"model": Model},
         messages={"gradient": Sum("sum of gradients and the count of rows", per_turn=1, group="turn")},
     )
-    async def fit(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+    async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:   # the inputs by name
         ...
         return {"model": Model(...)}
 
@@ -44,7 +44,11 @@ MAX_PEERS = 200
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of a stage's parameters: typed fields with defaults, bounds by Annotated[float, msgspec.Meta(ge=0)]."""
+    """Base of a stage's parameters: typed fields with defaults, and bounds. Params() itself: a stage without any.
+
+    class Fit(Params, frozen=True):
+        reg_lambda: Annotated[float, msgspec.Meta(ge=0)] = 0.01
+    """
 
 
 # what passes between stages
@@ -259,7 +263,9 @@ class Stage:
             raise StageError(f"{self.name} returned {got or 'nothing'}; declared are {', '.join(self.outputs)}")
         for port, cls in self.outputs.items():
             if not isinstance(result[port], cls | None):
-                raise StageError(f"{self.name}: the output {port!r} is a {type(result[port]).__name__}, not {cls}")
+                raise StageError(
+                    f"{self.name}: the output {port!r} is a {type(result[port]).__name__}, not a {cls.__name__}"
+                )
         return result
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ needs no privilege), each with its tcp_info. Nothing of fedpeer is used: it is a
 
 from __future__ import annotations
 
-import os
+import contextlib
 import socket
 import struct
 from collections.abc import Collection, Iterator
@@ -32,7 +32,7 @@ class Connection:
 
 
 class Watch:
-    """Every connection with a local or remote port in `ports`, from now on. Raises OSError where there is no netlink."""
+    """Every connection with `ports` at one of its ends, from now on. Raises OSError where there is no netlink."""
 
     def __init__(self, ports: Collection[int]) -> None:
         self._ports = frozenset(ports)
@@ -80,9 +80,14 @@ class Watch:
 
 
 def sockets_of(process: int) -> set[int]:
-    """The inodes of the sockets that a process holds. Raises OSError when it may not be looked into."""
-    links = (os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir())
-    return {int(link[8:-1]) for link in links if link.startswith("socket:[")}
+    """The inodes of the sockets that a process holds. Raises PermissionError when it may not be looked into."""
+    held = set()
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            link = str(entry.readlink())
+            if link.startswith("socket:["):
+                held.add(int(link[8:-1]))
+    return held
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:

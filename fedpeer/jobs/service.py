@@ -75,12 +75,12 @@ class _Refused(Exception):
 class _Job:
     """A job in memory."""
 
-    def __init__(self, kept: archive.Kept, read: Contract, view: JobView) -> None:
+    def __init__(self, kept: archive.Kept, read: Contract, view: JobView, find: contract.FindStage) -> None:
         self.id, self.salt, self.contract, self.view = kept.contract, kept.salt, read, view
         self.closed = kept.closed
         self.common: list[tuple[str, str]] = []  # outputs that must be equal; none where the contract cannot run
         with suppress(ContractError):
-            self.common = contract.outputs_equal(read, stage.find)
+            self.common = contract.outputs_equal(read, find)
         self.heard = Heard()
         self.told: set[str] = set()  # peers whose answer was told to the operator
         self.unwritten: list[tuple[str, str, Facts]] = []  # lines for the log's next transaction
@@ -113,10 +113,11 @@ class Jobs:
         events: Events,
         log: Any,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        find: contract.FindStage = stage.find,
     ) -> None:
         self._mesh, self._aggregation, self._catalog, self._store = mesh, aggregation, catalog, store
         self._start_worker, self._run_in_thread = start_worker, run_in_thread
-        self._events, self._log, self._now = events, log, now
+        self._events, self._log, self._now, self._stage = events, log, now, find
         self._jobs: dict[bytes, _Job] = {}
         self._files = trio.Lock()  # between keeping a file and the row that needs it, nobody removes it
         self._in_use: Counter[bytes] = Counter()  # snapshots that predictions read
@@ -145,7 +146,7 @@ class Jobs:
             text,
             me=self._mesh.me,
             resolve=self._resolve,
-            find=stage.find,
+            find=self._stage,
             now=self._seconds(),
             nonce=random_bytes(contract.NONCE_BYTES),
         )
@@ -211,7 +212,7 @@ class Jobs:
         digest = (await self.model(ref)).digest
         view, path = next((view, path) for view, path in await self._models() if view.digest == digest)
         try:
-            predicts = stage.find(f"{view.algorithm}:predict")
+            predicts = self._stage(f"{view.algorithm}:predict")
         except ContractError:
             raise NotFound(f"{view.algorithm} does not predict: it has no stage named predict") from None
         ports = {
@@ -292,6 +293,7 @@ class Jobs:
             archive.Kept(contract_id, body, created, salt, "", "", closed=False),
             read,
             self._first_view(read, body, created),
+            self._stage,
         )
         self._jobs[job.id] = job  # before anything is awaited: the same contract may arrive again meanwhile
         facts = {"initiator": self._name_of(read.peer_of[read.initiator])}
@@ -318,7 +320,7 @@ class Jobs:
     async def _load(self, kept: archive.Kept) -> _Job:
         """A job of the store as it was."""
         read = contract.read(kept.body)
-        job = _Job(kept, read, self._first_view(read, kept.body, kept.created))
+        job = _Job(kept, read, self._first_view(read, kept.body, kept.created), self._stage)
         for time, event, facts in await self._store.read(lambda tx: archive.logged(tx, kept.contract)):
             views.apply(job.view, time, event, facts)
             if event in ("countersigned", "refused"):
@@ -490,7 +492,7 @@ class Jobs:
     async def _check_here(self, read: Contract) -> None:
         """What the contract asks of this peer: known stages, peers, datasets and columns."""
         try:
-            contract.check(read, stage.find)
+            contract.check(read, self._stage)
         except ContractError as error:
             raise _Refused("contract", error) from None
         for peer in read.peers:
@@ -506,7 +508,7 @@ class Jobs:
                 problem = ContractError(f"stage {stage_id!r}: {error.message}", hint=error.hint)
                 raise _Refused("dataset", problem) from None
             try:
-                contract.check_columns(read.stage(stage_id), stage.find, name, [column for column, _ in view.columns])
+                contract.check_columns(read.stage(stage_id), self._stage, name, [column for column, _ in view.columns])
             except ContractError as error:
                 raise _Refused("columns", error) from None
 
@@ -545,7 +547,7 @@ class Jobs:
     async def _run_stage(self, job: _Job, entry: StageEntry) -> None:
         if entry.id in await self._store.read(lambda tx: archive.stages(tx, job.id)):
             return
-        declared = stage.find(entry.run)
+        declared = self._stage(entry.run)
         if next(view for view in job.view.stages if view.id == entry.id).state == "waiting":
             await self._write(job, lambda tx: None, ("stage_started", {"stage": entry.id}))
         role_of, peer_of = entry.role_of, job.contract.peer_of
