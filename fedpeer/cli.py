@@ -185,7 +185,7 @@ def init(state: State, name: str, listen: tuple[str, ...], address: tuple[str, .
         view,
         f"made {made.name} ({card.id}) in {home}\n\n"
         f"The card, to give to the other organizations:\n\n{screen.card(view)}\n\n"
-        "Compare the fingerprint with them by voice. Next: `fedpeer run`, and `fedpeer peer add` with each of their cards.",
+        "Compare it with them by voice. Next: `fedpeer run`, then `fedpeer peer add` for each of their cards.",
     )
 
 
@@ -195,7 +195,14 @@ def run(state: State) -> int:
     """Run the daemon of this peer in the foreground."""
     from fedpeer.daemon import run as run_daemon
 
-    return run_daemon(config.find_home(state.home))
+    try:
+        code: int = run_daemon(config.find_home(state.home))
+    except ExceptionGroup as group:  # a nursery's: told as the one error it is about, if it is one of ours
+        ours, others = group.split(FedpeerError)
+        if ours is None or others is not None:
+            raise
+        raise _first(ours) from group
+    return code
 
 
 @config_group.command(name="show")
@@ -452,6 +459,10 @@ def model_predict(state: State, ref: str, dataset: str, out: Path | None) -> Non
 
 
 # small things
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _view(client: Client, id_: str) -> dict[str, Any]:

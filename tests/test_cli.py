@@ -426,7 +426,7 @@ def test_a_watch_is_lines_of_events_until_the_last(peer: Peer, run: Run) -> None
             assert lines[0]["job"]["state"] == "running"
         else:
             assert out.count("progress  stage=fit") == 3
-            assert "metrics=loss=0.5" in out
+            assert "done=2  of=3  loss=0.5" in out
 
 
 def test_the_live_view_is_drawn_on_a_terminal(peer: Peer) -> None:
