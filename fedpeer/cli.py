@@ -15,8 +15,6 @@ Heavy modules (identities, the daemon) are imported by the verbs that need them,
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -511,7 +509,7 @@ def _exit_code(view: dict[str, Any]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
+    """Run the command line; the exit code. (`… | head`: click ends the process quietly, with 1.)"""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
@@ -528,11 +526,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error.show()
             return error.exit_code
         return _tell("usage", error.format_message(), hint, error.exit_code, as_json)
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:  # also what click makes of an interrupt
         return _tell("interrupted", "interrupted", "", INTERRUPTED, as_json)
-    except BrokenPipeError:  # `fedpeer … | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
 
 
 def _tell(code: str, message: str, hint: str, exit_code: int, as_json: bool) -> int:
