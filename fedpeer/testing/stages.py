@@ -1,7 +1,9 @@
 """Run a stage at all its participants in one thread, and break it: for the authors of algorithms.
 
-    run = run_stage(fit, Params(), [{"table": a}, {"table": b}, {"table": c}])
+    run = run_stage(fit, Fit(), [{"table": a}, {"table": b}, {"table": c}])
     run.outputs["alice"]["model"]
+
+    check_stage(fit, Fit(), split, pooled)      # everything below, for 2, 3 and 5 participants
 
 A stage is a coroutine that does nothing but ask its daemon, so the daemons are played here, with the rules of
 fedpeer/jobs/execution.py:
@@ -14,20 +16,29 @@ fedpeer/jobs/execution.py:
 * The order in which the participants run is chance, from `seed`.
 
 Beyond a real run, the `shared` state of `rounds` is compared at every turn, and everything said is kept in `Run.said`.
+
+`check_stage` adds what a real federation has and one machine has not: processors of different age. What one
+participant was given is given again to a process with the vector units of numpy, OpenBLAS and the C library turned
+off (testing/replay.py), and must come to the same shared state and outputs.
 """
 
 from __future__ import annotations
 
+import inspect
+import os
 import random
+import subprocess
+import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fedpeer import codec
+from fedpeer import artifact, codec
 from fedpeer.crypto import hash_
 from fedpeer.errors import NotDeterministic, StageError, SumError
 from fedpeer.governance.gate import Gate
@@ -44,7 +55,8 @@ from fedpeer.peers import (
     Total,
 )
 from fedpeer.secure import fixedpoint
-from fedpeer.stage import Output, Params, Stage
+from fedpeer.stage import Model, Output, Params, Report, Stage
+from fedpeer.testing.replay import pack, split, unpack, waits_for
 
 CAST = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 Place = tuple[int, int]
@@ -71,6 +83,8 @@ class Run:
 
     outputs: dict[str, dict[str, Output | None]] = field(default_factory=dict)
     """Of each participant."""
+    digests: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Of each participant's outputs, as daemons compare them."""
     said: list[Said] = field(default_factory=list)
     """In the order it was said. The value of a sum is one peer's own part, which nobody else sees."""
     totals: dict[Place, dict[str, Any]] = field(default_factory=dict)
@@ -89,7 +103,10 @@ class Transcript:
     """Everything that one participant was given, in order: enough to run it again alone."""
 
     chance: bytes
-    answers: list[bytes] = field(default_factory=list)
+    inputs: list[tuple[str, str, bytes]]
+    """port, kind, bytes"""
+    answers: list[tuple[str, bytes]] = field(default_factory=list)
+    """What was asked for, and the answer, packed."""
     shared: list[bytes] = field(default_factory=list)
     """Its shared state at each checkpoint, packed."""
 
@@ -125,6 +142,113 @@ def run_stage(
     return _Federation(stage, params, given, roles, seed, kills or {}).run()
 
 
+def check_stage(
+    stage: Stage,
+    params: Params,
+    split: Callable[[int], Mapping[str, Mapping[str, Output]] | Sequence[Mapping[str, Output]]],
+    pooled: Callable[[Mapping[str, Mapping[str, Any]]], None],
+    *,
+    roles: Callable[[int], Mapping[str, str]] | None = None,
+    sizes: Collection[int] = (2, 3, 5),
+    equal: Collection[str] | None = None,
+    seed: int = 1,
+) -> None:
+    """Everything that an algorithm has to stand; AssertionError or the stage's own error otherwise.
+
+    With 2, 3 and 5 participants (those that the roles allow; else the least that they do):
+    * the outputs are right: `pooled` is given them by alias and compares them with the data in one place;
+    * the outputs named in `equal` (by default the models and reports of a stage of members) have the same bytes at all;
+    * each worker in turn, and then all of them, are killed at every request and go on from every turn: the outputs are
+      the same to the bit, and nothing is said that was not said without, or twice;
+    * one participant, on an older processor, comes to the same shared state and the same equal outputs.
+
+    `split(n)` gives the inputs of n participants, `roles(n)` who holds which role.
+    """
+    if equal is None:
+        alike = [port for port, cls in stage.outputs.items() if cls in (Model, Report)]
+        equal = alike if set(stage.roles) == {"member"} else []
+    least, most = (sum(getattr(count, end) for count in stage.roles.values()) for end in ("least", "most"))
+    for n in [n for n in sizes if least <= n <= most] or [least]:
+        inputs, held = split(n), roles(n) if roles else None
+
+        def run(kills: Mapping[str, Container[int]], inputs: Any = inputs, held: Any = held) -> Run:
+            return run_stage(stage, params, inputs, roles=held, seed=seed, kills=kills)
+
+        whole = run({})
+        pooled(whole.outputs)
+        first = next(iter(whole.digests.values()))
+        for alias, digests in whole.digests.items():
+            for port in equal:
+                assert digests.get(port) == first.get(port), f"the output {port!r} of {alias} has other bytes"
+        always = range(sys.maxsize)
+        for victims in [*([alias] for alias in whole.outputs), list(whole.outputs)]:
+            killed = run(dict.fromkeys(victims, always))
+            who = " and ".join(victims)
+            assert killed.digests == whole.digests, f"with {who} killed at every request the outputs have other bytes"
+            assert _places(killed) == _places(whole), f"with {who} killed at every request something else is said"
+    alias = next(reversed(whole.outputs))
+    replayed = _on_older_processor(stage, params, alias, held or dict.fromkeys(whole.outputs, "member"), whole)
+    where = f"{alias}, on an older processor,"
+    states = list(zip(replayed["shared"], whole.transcripts[alias].shared, strict=False))
+    for turn, (there, here) in enumerate([(unpack(there.tobytes()), unpack(here)) for there, here in states]):
+        keys = [repr(key) for key in sorted(here) if pack(here[key]) != pack(there.get(key))]
+        assert not keys, (
+            f"{where} has another shared state after {turn} turns: {', '.join(keys)}. Derive it from totals by "
+            f"+ - * / and square roots, or finish it with peers.agree"
+        )
+    assert len(replayed["shared"]) == whole.turns + 1, f"{where} makes another number of turns"
+    for port in equal:
+        assert replayed["digests"].get(port) == whole.digests[alias].get(port), f"{where} has another {port!r}"
+
+
+def _places(run: Run) -> list[tuple[Any, ...]]:
+    return sorted((said.sender, said.to or "", said.turn, said.k, said.tag, said.kind) for said in run.said)
+
+
+def _on_older_processor(stage: Stage, params: Params, alias: str, roles: Mapping[str, str], run: Run) -> Any:
+    """One participant again, in a process whose numpy and OpenBLAS use no newer vector unit."""
+    function = stage.function
+    if "<locals>" in function.__qualname__:
+        raise ValueError(f"{stage.name}: declare the stage at the top of its module, another process has to find it")
+    given = run.transcripts[alias]
+    task = {
+        "file": inspect.getfile(function),
+        "module": function.__module__,
+        "name": function.__qualname__,
+        "params": msgspec.json.encode(params),
+        "me": alias,
+        "roles": [[name, role] for name, role in roles.items()],
+        "chance": given.chance,
+        "inputs": [[port, kind, np.frombuffer(data, np.uint8)] for port, kind, data in given.inputs],
+        "answers": [[what, np.frombuffer(answer, np.uint8)] for what, answer in given.answers],
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "fedpeer.testing.replay"],
+        input=pack(task),
+        capture_output=True,
+        env={**os.environ, **older_processor()},
+        check=False,
+    )
+    if child.returncode != 0:
+        raise AssertionError(f"{alias}, on an older processor, fails:\n{child.stderr.decode(errors='replace')}")
+    return unpack(child.stdout)
+
+
+def older_processor() -> dict[str, str]:
+    """The environment in which numpy, OpenBLAS and the C library's functions use no newer vector unit than SSE.
+
+    Empty where this processor has none that they could do without.
+    """
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    if not found:
+        return {}
+    return {
+        "NPY_DISABLE_CPU_FEATURES": " ".join(found),
+        "OPENBLAS_CORETYPE": "Prescott",
+        "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX2,-FMA,-FMA4,-AVX2_Usable,-FMA_Usable",  # exp, log, pow, sin
+    }
+
+
 class _Federation:
     """All participants, and what their daemons have between them."""
 
@@ -147,13 +271,20 @@ class _Federation:
         self.members = [_Member(self, alias, seed, kills.get(alias, ())) for alias in roles]
 
     def run(self) -> Run:
-        while running := [member for member in self.members if member.outputs is None]:
-            self.order.shuffle(running)
-            if not any(member.step() for member in running):
-                waiting = "; ".join(f"{member.alias} waits for {member.waits_for}" for member in running)
-                raise StageError(f"{self.stage.name} hangs: {waiting}")
+        try:
+            while running := [member for member in self.members if member.outputs is None]:
+                self.order.shuffle(running)
+                if not any(member.step() for member in running):
+                    waiting = "; ".join(f"{member.alias} waits for {member.waits_for}" for member in running)
+                    raise StageError(f"{self.stage.name} hangs: {waiting}")
+        finally:
+            for member in self.members:
+                member.worker.close()
         for member in self.members:
-            self.done.outputs[member.alias] = member.outputs or {}
+            self.done.outputs[member.alias] = outputs = member.outputs or {}
+            self.done.digests[member.alias] = {
+                port: artifact.digest(artifact.dump(value)[1]) for port, value in outputs.items() if value is not None
+            }
             self.done.requests[member.alias] = member.served
             self.done.progress[member.alias] = member.progress
             self.done.transcripts[member.alias] = member.transcript
@@ -253,7 +384,10 @@ class _Member:
 
     def __init__(self, federation: _Federation, alias: str, seed: int, kills: Container[int]) -> None:
         self.federation, self.alias, self.kills = federation, alias, kills
-        self.transcript = Transcript(hash_("fp.test.chance", str(seed).encode(), alias.encode()))
+        self.transcript = Transcript(
+            hash_("fp.test.chance", str(seed).encode(), alias.encode()),
+            [(port, *artifact.dump(value)) for port, value in federation.inputs[alias].items()],
+        )
         self.gate = Gate(federation.stage, federation.roles, alias)
         self.journal: dict[Place, tuple[bytes, bytes | None]] = {}  # what was said or asked, and the answer
         self.saved: _Saved | None = None
@@ -272,13 +406,16 @@ class _Member:
         self.waiting: Callable[[], bool] | None = None
         self.waits_for = ""
         self.answer: Any = None
+        self.returned: dict[str, Output | None] | None = None
         self._at(0, hash_("fp.test.hist", self.federation.stage.declaration_hash()))
         resume = None
         if (saved := self.saved) is not None:
             resume = Resume(saved.turn, unpack(saved.shared), unpack(saved.own), saved.chance)
         peers = Peers(self, self.alias, self.federation.roles, self.transcript.chance, resume)
         self.worker: Coroutine[Request, Any, dict[str, Any]] = self.federation.stage(
-            peers, self.federation.params, **self.federation.inputs[self.alias]
+            peers,
+            self.federation.params,
+            **{port: artifact.load(kind, data) for port, kind, data in self.transcript.inputs},
         )
 
     def post(self, request: Request) -> None:
@@ -299,7 +436,10 @@ class _Member:
             if self.waiting is not None:
                 return self.waiting()
             if not self.asked:
-                self._run_worker()
+                if self.returned is None:
+                    self._run_worker()
+                else:
+                    self.outputs = self.returned
                 return True
             mark = self.turn, self.asked_in_turn
             self.asked_in_turn += 1
@@ -320,7 +460,7 @@ class _Member:
         try:
             request = self.worker.send(answer)
         except StopIteration as end:
-            self.outputs = self.federation.stage.check_outputs(end.value)
+            self.returned = self.federation.stage.check_outputs(end.value)
             return
         if not isinstance(request, ReceiveRequest | SumRequest | AgreeRequest):
             raise StageError("a stage may await nothing but the methods of `peers`")
@@ -335,18 +475,18 @@ class _Member:
             case ReceiveRequest(sender, tag):
                 self.gate.receive(sender, tag)
                 self._ask(
-                    f"the message {tag!r} of {sender}",
+                    request,
                     codec.encode(["receive", sender, tag]),
                     lambda _: self.federation.receive(sender, self.alias, tag),
                     unpack,
                 )
-            case SumRequest(tag, values):
-                self._sum(tag, values)
+            case SumRequest():
+                self._sum(request)
             case AgreeRequest(tag, value):
                 packed = pack(value)
                 self.gate.agree(tag, len(packed))
                 self._ask(
-                    f"the agreed {tag!r}",
+                    request,
                     codec.encode(["agree", tag]),
                     lambda place: self.federation.agree(place, self.alias, tag, packed),
                     unpack,
@@ -364,7 +504,8 @@ class _Member:
             self.journal[place] = said, b""
             self.federation.send(place, self.alias, to, tag, value)
 
-    def _sum(self, tag: str, values: Totals) -> None:
+    def _sum(self, request: SumRequest) -> None:
+        tag, values = request.tag, request.values
         layout, vector = fixedpoint.encode(values)
         self.gate.sum(tag, layout, vector)
         part = _Part(tag, layout, self.history, vector, values)
@@ -375,11 +516,11 @@ class _Member:
             self.history = hash_("fp.test.hist", self.history, answer)
             return Total(fixedpoint.decode(layout, added, len(survivors)), survivors)
 
-        self._ask(f"others at the sum {tag!r}", said, lambda place: self.federation.sum(place, self.alias, part), total)
+        self._ask(request, said, lambda place: self.federation.sum(place, self.alias, part), total)
 
     def _ask(
         self,
-        waits_for: str,
+        request: ReceiveRequest | SumRequest | AgreeRequest,
         said: bytes,
         attempt: Callable[[Place], bytes | None],
         value_of: Callable[[bytes], Any],
@@ -397,11 +538,11 @@ class _Member:
             if answer is None:
                 return False
             self.journal[place] = said, answer
-            self.transcript.answers.append(answer)
+            self.transcript.answers.append((waits_for(request), answer))
             self.answer, self.waiting = value_of(answer), None
             return True
 
-        self.waiting, self.waits_for = waiting, waits_for
+        self.waiting, self.waits_for = waiting, waits_for(request)
         waiting()
 
     def _checkpoint(self, request: CheckpointRequest) -> None:
@@ -437,26 +578,3 @@ class _Member:
                 "the dicts given to `rounds`",
             )
         return kept[1]
-
-
-# packed values in one piece
-
-
-def pack(value: Any) -> bytes:
-    """A message value as one piece of bytes: header and arrays, each after its length."""
-    header, buffers = codec.pack_value(value)
-    return b"".join(len(part).to_bytes(8, "little") + bytes(part) for part in (header, *buffers))
-
-
-def split(packed: bytes) -> tuple[bytes, list[memoryview]]:
-    """The header and the arrays of `pack`."""
-    view, parts = memoryview(packed), []
-    while view:
-        size = int.from_bytes(view[:8], "little")
-        parts.append(view[8 : 8 + size])
-        view = view[8 + size :]
-    return bytes(parts[0]), parts[1:]
-
-
-def unpack(packed: bytes) -> Any:
-    return codec.unpack_value(*split(packed))

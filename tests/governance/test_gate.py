@@ -72,7 +72,7 @@ def test_a_host_may_not_say_what_the_guest_may() -> None:
 
 
 def test_a_message_is_capped_to_the_byte(gate: Gate) -> None:
-    header, _ = codec.pack_value(np.zeros(10, np.uint8))
+    header, _ = codec.pack_value(np.zeros(150, np.uint8))
     room = 200 - len(header)
     gate.send("telco", "gh", *codec.pack_value(np.zeros(room, np.uint8)))
     with pytest.raises(GateClosed, match="at most 200"):

@@ -59,7 +59,7 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize(("state", "event"), itertools.product(State, Event))
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
 def test_a_job_moves_as_the_table_says_and_never_otherwise(state: State, event: Event) -> None:
     if (state, event) in MOVES:
         assert step(state, event) is MOVES[state, event]

@@ -44,7 +44,7 @@ def test_a_sum_is_the_pooled_one_rounded_once(rows: list[list[float]]):
     try:
         assert got == float(total)
     except OverflowError:
-        assert got == math.copysign(math.inf, total)
+        assert got == (math.inf if total > 0 else -math.inf)
 
 
 def test_a_small_spread_around_a_large_mean_is_not_lost():
