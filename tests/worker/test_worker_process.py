@@ -66,7 +66,9 @@ def runs(pid: int) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Of any of its threads (trio starts processes in one of its own)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def start_of(stage: str, params: bytes = b"{}", **changed: Any) -> ask.Start:
@@ -182,14 +184,11 @@ async def test_a_worker_goes_on_from_its_checkpoint_as_if_it_had_not_been_killed
 @pytest.mark.parametrize("count", [0, 1, 2, 9])
 async def test_map_gives_the_same_whatever_the_number_of_cores(count: int) -> None:
     cores = os.sched_getaffinity(0)
-    params = b'{"count":%d}' % count
     results = []
     for used in ({min(cores)}, cores):
-        os.sched_setaffinity(0, used)
-        try:
-            results.append(report(await end_of("mapped", params)))
-        finally:
-            os.sched_setaffinity(0, cores)
+        command = (*TRIAL[:-1], f"import os; os.sched_setaffinity(0, {used}); {TRIAL[-1]}")
+        async with worker_of(start_of("mapped", b'{"count":%d}' % count), command) as worker:
+            results.append(report(await worker.next()))
     assert results[0] == results[1]
     assert results[0]["squares"] == [number * number for number in range(count)]
     assert results[0]["sums"] == [3000.0 * number * number for number in range(count)]
@@ -342,6 +341,13 @@ async def test_closing_ends_a_worker_that_waits_or_works(stage: str) -> None:
     assert not Path(f"/proc/{worker.pid}").exists()
 
 
+async def test_closing_ends_a_worker_that_does_not_even_run() -> None:
+    async with worker_of(start_of("waits")) as worker:
+        await worker.next()
+        os.kill(worker.pid, signal.SIGSTOP)
+    assert not Path(f"/proc/{worker.pid}").exists()
+
+
 @pytest.mark.parametrize("stage", ["waits", "works"])
 def test_a_worker_ends_when_its_daemon_is_gone(stage: str) -> None:
     ours, theirs = socket.socketpair()
@@ -356,17 +362,16 @@ def test_a_worker_ends_when_its_daemon_is_gone(stage: str) -> None:
 
 async def test_the_processes_of_map_end_with_their_worker() -> None:
     log: list[str] = []
-    worker = await WorkerProcess.start(start_of("mapped_for_ever"), command=TRIAL, log=log.append)
-    try:
-        with trio.fail_after(30):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(worker.next)
-                while len(log) < min(2, len(os.sched_getaffinity(0))):
-                    await trio.sleep(0.02)
-                nursery.cancel_scope.cancel()
-        os.kill(worker.pid, signal.SIGKILL)
-    finally:
-        await worker.aclose()
+    async with worker_of(start_of("mapped_for_ever"), log=log) as worker, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def kill_when_all_run() -> None:
+            while len(log) < min(2, len(os.sched_getaffinity(0))):
+                await trio.sleep(0.02)
+            os.kill(worker.pid, signal.SIGKILL)
+
+        with pytest.raises(WorkerCrashed):
+            await worker.next()
     forked = [int(line.split()[1]) for line in log]
     assert forked
     with trio.fail_after(30):
