@@ -27,6 +27,7 @@ from fedpeer.secure import fixedpoint
 from fedpeer.stage import Model, Table, find
 from fedpeer.testing.stages import run_stage
 from fedpeer.worker import protocol as ask
+from fedpeer.worker.connection import Connection
 from fedpeer.worker.service import COMMAND, ENVIRONMENT, LOG_BYTES, WorkerProcess
 
 KEY = bytes(range(32))
@@ -57,12 +58,12 @@ def descriptors_of(process: str) -> dict[str, str]:
     return found
 
 
-def runs(pid: int) -> bool:
-    """Whether a process is there and more than an entry that nobody has asked for."""
+def state(pid: int) -> str:
+    """One letter of proc(5); a process that is gone is X, and Z is one that nobody has asked for."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
-        return False
+        return "X"
 
 
 def children_of(pid: int) -> list[int]:
@@ -227,6 +228,14 @@ async def test_another_error_is_told_by_type_and_place_and_without_its_words() -
     assert not any("could not convert" in said for said in log)
 
 
+@pytest.mark.parametrize(("stage", "kind"), [("error_like_a_lost_daemon", "BrokenPipeError"), ("leaves", "SystemExit")])
+async def test_no_error_of_a_stage_is_taken_for_the_end_of_the_worker(stage: str, kind: str) -> None:
+    failed = await end_of(stage)
+    assert isinstance(failed, ask.Failed)
+    assert failed.message.startswith(f"{kind} in trial/talk.py")
+    assert "4711" not in failed.message
+
+
 async def test_a_stage_that_awaits_something_else_is_told_so() -> None:
     failed = await end_of("other_await")
     assert failed.code == "stage"
@@ -345,6 +354,8 @@ async def test_closing_ends_a_worker_that_does_not_even_run() -> None:
     async with worker_of(start_of("waits")) as worker:
         await worker.next()
         os.kill(worker.pid, signal.SIGSTOP)
+        while state(worker.pid) != "T":
+            await trio.sleep(0.02)
     assert not Path(f"/proc/{worker.pid}").exists()
 
 
@@ -355,7 +366,7 @@ def test_a_worker_ends_when_its_daemon_is_gone(stage: str) -> None:
     theirs.close()
     frame, _ = ask.pack(start_of(stage))
     ours.sendall(frame)
-    assert ours.recv(4)
+    assert Connection(ours).receive(ask.Request) is not None
     ours.close()
     assert process.wait(timeout=60) == 1
 
@@ -375,7 +386,7 @@ async def test_the_processes_of_map_end_with_their_worker() -> None:
     forked = [int(line.split()[1]) for line in log]
     assert forked
     with trio.fail_after(30):
-        while any(map(runs, forked)):
+        while any(state(pid) not in "ZX" for pid in forked):
             await trio.sleep(0.02)
 
 
