@@ -31,10 +31,10 @@ MAX_NAME: Final = 224  # a channel's name, encoded
 # flow: what a data frame costs is its header, its payload, and what it costs to keep it
 FRAME_COST: Final = 64
 MAX_COST: Final = MAX_HEADER + MAX_PAYLOAD + FRAME_COST
-CONTROL_CHANNELS: Final = 32  # channel numbers 0 … 31
-BULK_CHANNELS: Final = 4  # channel numbers 32 … 35
+CONTROL_CHANNELS: Final = 16  # channel numbers 0 … 15
+BULK_CHANNELS: Final = 3  # channel numbers 16 … 18
 CONTROL_WINDOW: Final = 2 * MAX_COST
-BULK_WINDOW: Final = 16 * MAX_COST  # about 1 MiB; all windows of one session together: about 8 MiB
+BULK_WINDOW: Final = 32 * MAX_COST  # about 2 MiB; all windows of one session together: about 8 MiB
 
 # time
 HANDSHAKE_S: Final = 5.0

@@ -74,33 +74,39 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Head).decode
 
 
-def build(head: Head, payload: Buffer = b"") -> bytes:
-    """The bytes of one frame. Raises LocalProtocolError for what exceeds the caps."""
+def build(head: Head, size: int = 0) -> bytes:
+    """What stands before a payload of `size` bytes. Raises LocalProtocolError for what exceeds the caps."""
     try:
         encoded = _encode(head)
     except (TypeError, ValueError, OverflowError) as error:
         raise LocalProtocolError(f"no encoding for this frame: {error}") from None
-    size = memoryview(payload).nbytes
-    if len(encoded) > MAX_HEAD or size > MAX_PAYLOAD:
+    if len(encoded) > MAX_HEAD or size > MAX_PAYLOAD or not _is_named(head):
         raise LocalProtocolError(
-            f"a frame of {len(encoded)} + {size} bytes; at most {MAX_HEADER} for a header, {MAX_NAME} for a name "
-            f"and {MAX_PAYLOAD} for a payload are allowed"
+            f"a frame of {len(encoded)} + {size} bytes; at most {MAX_HEADER} for a header, {MAX_NAME} for a "
+            f"name (of text, bytes and integers) and {MAX_PAYLOAD} for a payload are allowed"
         )
-    return b"".join((bytes((len(encoded),)), encoded, payload))
+    return bytes((len(encoded),)) + encoded
 
 
-def parse(frame: bytes) -> tuple[Head, memoryview]:
+def parse(frame: Buffer) -> tuple[Head, memoryview]:
     """The head and the payload (a view) of one frame. Raises RemoteProtocolError."""
     size = frame[0] if frame else 0
-    encoded = frame[1 : 1 + size]
+    encoded = bytes(frame[1 : 1 + size])
     try:
         head = _decode(encoded)
         canonical = _encode(head) == encoded
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise RemoteProtocolError("a frame that is none") from None
     payload = memoryview(frame)[1 + size :]
-    if type(head) is Open and not all(type(part) in (str, bytes, int) for part in head.name):
-        raise RemoteProtocolError("a frame that is none")
-    if not canonical or size > MAX_HEAD or len(payload) > (MAX_PAYLOAD if type(head) is Data else 0):
+    if (
+        not canonical
+        or size > MAX_HEAD
+        or len(payload) > (MAX_PAYLOAD if type(head) is Data else 0)
+        or not _is_named(head)
+    ):
         raise RemoteProtocolError("a frame that is none")
     return head, payload
+
+
+def _is_named(head: Head) -> bool:
+    return type(head) is not Open or all(type(part) in (str, bytes, int) for part in head.name)

@@ -2,7 +2,7 @@
 
 Rules
 * A channel goes one way: who sends opens it, under a number of its own. Control channels have the numbers
-  0 … 31, bulk channels 32 … 35, and (name, bulk) has at most one number at a time.
+  0 … 15, bulk channels 16 … 18, and (name, bulk) has at most one number at a time.
 * Credit: each channel has a window; a data frame costs `len(header) + len(payload) + 64`. It comes back when
   the receiver has handled the message: at once when half of the window is due, else with the next bytes that
   go that way, and always before a pong. Sending beyond one's credit ends the session.
@@ -16,7 +16,7 @@ Rules
 * Whatever is wrong with what came in is RemoteProtocolError, and the session is over.
 
 Memory is bounded on both sides: what may be queued here is what the other side has given credit for, and what
-may come is what we have: 32 × 128 KiB + 4 × 1 MiB.
+may come is what we have: 16 × 128 KiB + 3 × 2 MiB.
 """
 
 from __future__ import annotations
@@ -45,14 +45,19 @@ from fedpeer.wire.frames import Buffer, Credit, Data, Name, Open, Ping, Pong, Re
 from fedpeer.wire.noise import Cipher
 
 MAX_FRAME = LENGTH_BYTES + MAX_NOISE_MESSAGE
-BATCH = 4 * MAX_FRAME
+BATCH = 8 * MAX_FRAME
 """The most that is sealed ahead of the stream, and the most that is read from it at once."""
+LARGE = 4096
+"""From this size on payloads are not copied to be queued, and frames are opened into buffers that are used again:
+fresh memory for every frame costs as much as the encryption."""
+SPARE = 8
+"""So many buffers are kept for later."""
 
 
 # events
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """A data frame came. `Session.handled` gives its credit back."""
 
@@ -61,6 +66,8 @@ class Message:
     header: bytes
     payload: memoryview
     cost: int
+    buffer: bytearray | None
+    """What the payload is a view of, to be used again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +110,10 @@ class Session:
         self._sender = sender
         self._receiver = receiver
         # out
-        self._out = memoryview(bytearray(BATCH))
-        self._control: deque[bytes] = deque()
-        self._bulk: deque[bytes] = deque()
+        self._out = memoryview(bytearray(MAX_FRAME))  # grows to a batch when that is asked for
+        self._plain = memoryview(bytearray(MAX_FRAME))
+        self._control: deque[tuple[bytes, Buffer]] = deque()  # head, payload
+        self._bulk: deque[tuple[bytes, Buffer]] = deque()
         self._outgoing: dict[tuple[Name, bool], _Outgoing] = {}  # used longest ago first
         self._free = {
             False: list(range(CONTROL_CHANNELS)),
@@ -114,8 +122,9 @@ class Session:
         self._sent_under_key = 0
         self._rekey_at = now + REKEY_S
         # in
-        self._in = memoryview(bytearray(BATCH + MAX_FRAME))
+        self._in = memoryview(bytearray(2 * MAX_FRAME))  # grows to a batch and a frame when it was filled
         self._start = self._end = 0
+        self._spare: list[bytearray] = []
         self._incoming: dict[int, _Incoming] = {}
         self._due: dict[int, int] = {}  # credit to give back, by number
         self._due_now = False
@@ -132,7 +141,8 @@ class Session:
     def send(self, name: Name, header: bytes, payload: Buffer, *, bulk: bool) -> bool:
         """Queue one data frame. False: there is no credit or no channel now; try again after `Room`.
 
-        The payload is copied. Raises LocalProtocolError for what exceeds the caps.
+        A payload that could still change (not bytes, nor a view of bytes) is copied. Raises LocalProtocolError
+        for what exceeds the caps.
         """
         if len(header) > MAX_HEADER:
             raise LocalProtocolError(f"a header of {len(header)} bytes; at most {MAX_HEADER} are allowed")
@@ -142,12 +152,14 @@ class Session:
             self.ping()  # credit that is due comes with the pong
             return False
         self._outgoing[key] = channel
-        cost = len(header) + memoryview(payload).nbytes + FRAME_COST
+        view = memoryview(payload)
+        head = build(Data(channel.number, header), view.nbytes)
+        cost = len(header) + view.nbytes + FRAME_COST
         if channel.credit < cost:
             return False
-        frame = build(Data(channel.number, header), payload)
         channel.credit -= cost
-        (self._bulk if bulk else self._control).append(frame)
+        still = view.cast("B") if type(view.obj) is bytes and view.c_contiguous else view.tobytes()
+        (self._bulk if bulk else self._control).append((head, still))
         return True
 
     def _open(self, key: tuple[Name, bool]) -> _Outgoing | None:
@@ -166,7 +178,7 @@ class Session:
             free.pop()
         else:
             del self._outgoing[idle]  # type: ignore[arg-type]
-        (self._bulk if bulk else self._control).append(opening)
+        (self._bulk if bulk else self._control).append((opening, b""))
         return _Outgoing(number, _window(number), _window(number))
 
     def handled(self, message: Message) -> None:
@@ -174,6 +186,14 @@ class Session:
         due = self._due.get(message.channel, 0) + message.cost
         self._due[message.channel] = due
         self._due_now = self._due_now or 2 * due >= _window(message.channel)
+        if message.buffer is not None and len(self._spare) < SPARE:
+            try:
+                message.payload.release()
+                message.buffer.append(0)  # impossible while anybody still looks into it
+            except BufferError:
+                return
+            message.buffer.pop()
+            self._spare.append(message.buffer)
 
     def ping(self) -> None:
         """Ask for a sign of life; `Answered` follows. One that is already out serves for both."""
@@ -199,9 +219,11 @@ class Session:
     def data_to_send(self, now: float, limit: int = BATCH) -> memoryview:
         """The next sealed bytes, about `limit` at most but at least one frame if any; valid until the next call."""
         position = 0
-        limit = min(limit, BATCH)
+        limit = max(MAX_FRAME, min(limit, BATCH))
         if not self.wants_to_send:
             return self._out[:0]
+        if len(self._out) < limit + MAX_FRAME:
+            self._out = memoryview(bytearray(limit + MAX_FRAME))  # credit and the like come on top
         if self._sent_under_key >= REKEY_BYTES or now >= self._rekey_at:
             position = self._seal(build(Rekey()), position)
             self._sender.rekey()
@@ -219,18 +241,25 @@ class Session:
             position = self._seal(build(Ping()), position)
             self._ping_wanted = False
             self._ping_out = now
-        for queue in (self._control, self._bulk):
-            while queue and (position == 0 or position + len(queue[0]) + LENGTH_BYTES + TAG_BYTES <= limit):
-                position = self._seal(queue.popleft(), position)
+        limit += position
+        while queue := self._control or self._bulk:
+            head, payload = queue[0]
+            if position + LENGTH_BYTES + len(head) + len(payload) + TAG_BYTES > limit:
+                break
+            queue.popleft()
+            position = self._seal(head, position, payload)
         return self._out[:position]
 
-    def _seal(self, frame: bytes, position: int) -> int:
-        size = len(frame) + TAG_BYTES
+    def _seal(self, head: bytes, position: int, payload: Buffer = b"") -> int:
+        middle = len(head)
+        size = middle + len(payload)
+        self._plain[:middle] = head
+        self._plain[middle:size] = payload
         body = position + LENGTH_BYTES
-        end = body + size
-        self._out[position:body] = size.to_bytes(LENGTH_BYTES, "big")
-        self._sender.seal_into(frame, self._out[body:end])
-        self._sent_under_key += size
+        end = body + size + TAG_BYTES
+        self._out[position:body] = (end - body).to_bytes(LENGTH_BYTES, "big")
+        self._sender.seal_into(self._plain[:size], self._out[body:end])
+        self._sent_under_key += end - body
         return end
 
     # bytes in
@@ -256,24 +285,32 @@ class Session:
             self._received_under_key += size
             if self._received_under_key > MAX_KEY_BYTES:
                 raise RemoteProtocolError("too much came under one key")
+            buffer = None
             try:
-                frame = self._receiver.open(data[body:start])
+                if size < LARGE:
+                    frame = memoryview(self._receiver.open(data[body:start]))
+                else:
+                    buffer = self._spare.pop() if self._spare else bytearray(MAX_FRAME)
+                    frame = memoryview(buffer)[: size - TAG_BYTES]
+                    self._receiver.open_into(data[body:start], frame)
             except TrustError:
                 raise RemoteProtocolError("a frame was changed on its way") from None
             self._heard_at = now
             self.frames_received += 1
-            event = self._frame(frame, now)
+            event = self._frame(frame, now, buffer)
             if event is not None:
                 events.append(event)
         if start == end:
             start = end = 0
         elif len(data) - end < MAX_FRAME:
-            data[: end - start] = data[start:end]
+            if end == len(data) < BATCH:
+                self._in = memoryview(bytearray(min(2 * len(data), BATCH + MAX_FRAME)))
+            self._in[: end - start] = data[start:end]
             start, end = 0, end - start
         self._start, self._end = start, end
         return events
 
-    def _frame(self, frame: bytes, now: float) -> Event | None:
+    def _frame(self, frame: memoryview, now: float, buffer: bytearray | None) -> Event | None:
         head, payload = parse(frame)
         match head:
             case Data(number, header):
@@ -284,7 +321,7 @@ class Session:
                 if cost > channel.room:
                     raise RemoteProtocolError("more data than credit was given for")
                 channel.room -= cost
-                return Message(number, channel.name, header, payload, cost)
+                return Message(number, channel.name, header, payload, cost, buffer)
             case Credit(number, amount):
                 return self._credit(number, amount)
             case Open(number, name):
