@@ -252,7 +252,7 @@ async def test_nothing_is_left_when_the_contract_is_over(
     async def work(daemon: Daemon) -> None:
         await daemon.sum(daemons)
         await daemon.agree(daemons, b"v" * (INLINE_BYTES + 1), 1)
-        await trio.sleep(60)  # the others are done, too
+        await trio.sleep(5)  # the others are done, too
         await daemon.store.write(partial(over, daemon))
         assert daemon.files() == []
         assert daemon.rows() == 0
@@ -521,6 +521,33 @@ async def test_a_proposal_that_cannot_be_is_refused_by_the_name_of_its_peer(
     for error in errors:
         assert isinstance(error, RemoteProtocolError)
         assert says in error.message
+        assert error.peer == leader
+
+
+async def test_a_proposed_file_that_belongs_to_something_else_is_not_taken(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    daemons = await introduced(home, network, "alice", "bob", "carol")
+    leader = proposer(CONTRACT, Slot("fit", 1, 0), [daemon.id for daemon in daemons])
+    data = b"another file of the leader's" * 10
+
+    async def work(daemon: Daemon) -> Any:
+        if daemon.id != leader:
+            return await daemon.agree(daemons, b"mine")
+        digest = await daemon.store.put_file(data)
+
+        def publish(tx: Any) -> None:
+            daemon.mesh.offer(tx, CONTRACT, digest, len(data))
+            body = codec.encode(AgreedRecord(None, digest, len(data)))
+            daemon.mesh.publish(tx, CONTRACT, "agreed", "fit/1/0/0", body)
+
+        return await daemon.store.write(publish)
+
+    errors = [result for result in await together(daemons, work) if result is not None]
+    assert len(errors) == 2
+    for error in errors:
+        assert isinstance(error, RemoteProtocolError)
+        assert "belong to something else" in error.message
         assert error.peer == leader
 
 
