@@ -237,7 +237,6 @@ class Link:
                 raise SessionError(self._ended.message) from self._ended
             if self._session.send(name, header, payload, bulk=bulk):
                 break
-            self._writer.unpark()  # it may have asked for credit
             await self._room.park()
         self._writer.unpark()
 
