@@ -305,10 +305,11 @@ def peer_remove(state: State, ref: str, yes: bool) -> None:
 @click.argument("uri")
 @click.option("--id", "id_", metavar="COLUMN", help="The column that tells whose row it is.")
 @click.option("--label", metavar="COLUMN", help="The column to be predicted.")
+@click.option("--text", metavar="COLUMN", multiple=True, help="A column that is text though it looks like numbers.")
 @pass_state
-def dataset_add(state: State, name: str, uri: str, id_: str | None, label: str | None) -> None:
+def dataset_add(state: State, name: str, uri: str, id_: str | None, label: str | None, text: tuple[str, ...]) -> None:
     where = uri if "://" in uri else str(Path(uri).absolute())  # the daemon's folder is another
-    view = state.client().call("dataset.add", name=name, uri=where, id=id_, label=label)
+    view = state.client().call("dataset.add", name=name, uri=where, id=id_, label=label, text=list(text))
     state.show(view, screen.dataset(view))
 
 

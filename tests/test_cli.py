@@ -240,7 +240,12 @@ def test_a_relative_path_of_a_dataset_is_made_absolute(peer: Peer, run: Run, mon
     monkeypatch.chdir("/")
     for uri, sent in (("d.csv", "/d.csv"), ("/x/d.csv", "/x/d.csv"), ("file:///d.csv", "file:///d.csv")):
         assert run("dataset", "add", "rows", uri)[0] == 0
-        assert peer.asked[-1][1] == {"name": "rows", "uri": sent, "id": None, "label": None}
+        assert peer.asked[-1][1] == {"name": "rows", "uri": sent, "id": None, "label": None, "text": []}
+
+
+def test_columns_that_look_like_numbers_can_be_declared_text(peer: Peer, run: Run) -> None:
+    assert run("dataset", "add", "rows", "/d.csv", "--text", "postcode", "--text", "ward")[0] == 0
+    assert peer.asked[-1][1]["text"] == ["postcode", "ward"]
 
 
 def test_a_card_is_taken_as_text_file_or_standard_input(

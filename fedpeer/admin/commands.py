@@ -82,6 +82,8 @@ class NewDataset(Arguments, frozen=True):
     uri: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
     id: str | None = None
     label: str | None = None
+    text: Annotated[list[str], msgspec.Meta(max_length=4096)] = []
+    """columns to be read as text whatever their cells look like"""
 
 
 class NewJob(Arguments, frozen=True):
@@ -187,7 +189,7 @@ async def peer_remove(daemon: Daemon, ask: Ref) -> PeerView:
 
 async def dataset_add(daemon: Daemon, ask: NewDataset) -> DatasetView:
     """Register a table of this peer (CSV or Parquet) under a name. It is read once, and nothing of it leaves."""
-    return await daemon.catalog.add(ask.name, ask.uri, ask.id, ask.label)
+    return await daemon.catalog.add(ask.name, ask.uri, ask.id, ask.label, text=ask.text)
 
 
 async def dataset_list(daemon: Daemon, _: Arguments) -> list[DatasetView]:
