@@ -108,6 +108,12 @@ def test_a_peer_without_rows_and_columns_without_values_are_fine():
     assert told["n_samples"] == sum(table["table"].n_samples for table in tables)
 
 
+def test_zero_has_no_sign():
+    given = {"x": np.where(np.arange(30) % 2, 0.0, -0.0)}
+    told = run_stage(run, Statistics(), split(3, given)).outputs["alice"]["report"].values["columns"]["x"]
+    assert str(told["min"]) == str(told["max"]) == "0.0"
+
+
 def test_infinity_is_refused_by_name():
     with pytest.raises(DataError, match=r"'x'.*not finite"):
         run_stage(run, Statistics(), split(3, {"x": np.array([1.0, np.inf, 2.0, 3.0, 4.0, 5.0])}))
