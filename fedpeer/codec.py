@@ -112,31 +112,7 @@ def pack_value(value: Any) -> tuple[bytes, list[memoryview]]:
     """
     buffers: list[memoryview] = []
     shapes: list[list[Any]] = []
-
-    def strip(item: Any, depth: int) -> Any:
-        if depth == 0:
-            raise LocalProtocolError("a message value is nested too deeply")
-        if isinstance(item, np.generic):
-            item = item.item()
-        if item is None or isinstance(item, bool | int | float | str | bytes):
-            return ["v", item]
-        if isinstance(item, np.ndarray):
-            array = np.ascontiguousarray(item).reshape(item.shape)
-            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            if array.dtype.str not in DTYPES:
-                raise LocalProtocolError(f"an array of dtype {item.dtype} cannot be sent")
-            buffers.append(memoryview(array.reshape(-1).view(np.uint8).data))
-            shapes.append([array.dtype.str, list(array.shape)])
-            return ["a", len(shapes) - 1]
-        if isinstance(item, list | tuple):
-            return ["l", [strip(element, depth - 1) for element in item]]
-        if isinstance(item, dict):
-            if not all(isinstance(key, str) for key in item):
-                raise LocalProtocolError("the keys of a message value are text")
-            return ["d", [[key, strip(item[key], depth - 1)] for key in sorted(item)]]
-        raise LocalProtocolError(f"a {type(item).__name__} cannot be sent")
-
-    tree = strip(value, MAX_DEPTH // 2)
+    tree = _strip(value, MAX_DEPTH // 2, buffers, shapes)
     return encode([tree, shapes]), buffers
 
 
@@ -153,31 +129,57 @@ def unpack_value(header: Buffer, buffers: Sequence[Buffer]) -> Any:
         raise RemoteProtocolError("a message value with other arrays than it names")
     arrays = [unpack_array(item, buffer) for item, buffer in zip(described, buffers, strict=True)]
     used: list[int] = []
-
-    def build(node: Any) -> Any:
-        match node:
-            case ["v", None | bool() | int() | float() | str() | bytes() as leaf]:
-                return leaf
-            case ["a", int(index)] if type(index) is int and index == len(used) < len(arrays):
-                used.append(index)
-                return arrays[index]
-            case ["l", list(items)]:
-                return [build(item) for item in items]
-            case ["d", list(items)]:
-                built: dict[str, Any] = {}
-                for pair in items:
-                    if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-                        raise RemoteProtocolError("not a message value")
-                    if built and pair[0] <= next(reversed(built)):
-                        raise RemoteProtocolError("keys of a message value are sorted")
-                    built[pair[0]] = build(pair[1])
-                return built
-        raise RemoteProtocolError("not a message value")
-
-    value = build(tree)
+    value = _build(tree, arrays, used)
     if len(used) != len(arrays):
         raise RemoteProtocolError("a message value with arrays it does not use")
     return value
+
+
+def _strip(item: Any, depth: int, buffers: list[memoryview], shapes: list[list[Any]]) -> Any:
+    """The tree of a value; its arrays go to `buffers`, their descriptions to `shapes`."""
+    if depth == 0:
+        raise LocalProtocolError("a message value is nested too deeply")
+    if isinstance(item, np.generic):
+        item = item.item()
+    if item is None or isinstance(item, bool | int | float | str | bytes):
+        return ["v", item]
+    if isinstance(item, np.ndarray):
+        array = np.ascontiguousarray(item).reshape(item.shape)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        if array.dtype.str not in DTYPES:
+            raise LocalProtocolError(f"an array of dtype {item.dtype} cannot be sent")
+        buffers.append(memoryview(array.reshape(-1).view(np.uint8).data))
+        shapes.append([array.dtype.str, list(array.shape)])
+        return ["a", len(shapes) - 1]
+    if isinstance(item, list | tuple):
+        return ["l", [_strip(element, depth - 1, buffers, shapes) for element in item]]
+    if isinstance(item, dict):
+        if not all(isinstance(key, str) for key in item):
+            raise LocalProtocolError("the keys of a message value are text")
+        return ["d", [[key, _strip(item[key], depth - 1, buffers, shapes)] for key in sorted(item)]]
+    raise LocalProtocolError(f"a {type(item).__name__} cannot be sent")
+
+
+def _build(node: Any, arrays: Sequence[npt.NDArray[Any]], used: list[int]) -> Any:
+    """The value of a tree; `used` counts its arrays, each of which occurs once and in order."""
+    match node:
+        case ["v", None | bool() | int() | float() | str() | bytes() as leaf]:
+            return leaf
+        case ["a", int(index)] if type(index) is int and index == len(used) < len(arrays):
+            used.append(index)
+            return arrays[index]
+        case ["l", list(items)]:
+            return [_build(item, arrays, used) for item in items]
+        case ["d", list(items)]:
+            built: dict[str, Any] = {}
+            for pair in items:
+                if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+                    raise RemoteProtocolError("not a message value")
+                if built and pair[0] <= next(reversed(built)):
+                    raise RemoteProtocolError("keys of a message value are sorted")
+                built[pair[0]] = _build(pair[1], arrays, used)
+            return built
+    raise RemoteProtocolError("not a message value")
 
 
 def unpack_array(described: Any, data: Buffer) -> npt.NDArray[Any]:

@@ -137,10 +137,12 @@ class DhKey:
 
     def exchange(self, public: bytes) -> bytes:
         """The shared secret (32 bytes). Raises TrustError for a point of low order or a wrong length."""
+        if len(public) != KEY_BYTES:  # the binding does not look, and libsodium reads 32 bytes wherever they are
+            raise TrustError("an X25519 public key of wrong length")
         try:
             shared: bytes = sodium.crypto_scalarmult(self._secret.reveal(), public)
         except (RuntimeError, ValueError, TypeError, nacl.exceptions.CryptoError):
-            raise TrustError("an X25519 public key of low order or wrong length") from None
+            raise TrustError("an X25519 public key of low order") from None
         return shared
 
     def __repr__(self) -> str:

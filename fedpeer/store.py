@@ -5,6 +5,8 @@ Rules
 * One writer thread, hence one writer; a function given to `write` is ONE transaction: budget, audit, outbox and
   checkpoint of one step commit together or not at all. No transaction can stay open across an await.
 * Anything above `INLINE_BYTES` is a file named by its digest, fsynced (and its folder) before the row that names it.
+* What must happen in memory when a transaction is durable is given to `Transaction.after_commit`; it is called in the
+  order of the commits, by the caller of `write` (never by the writer thread), before `write` returns.
 * A failed fsync or commit is never tried again: StoreError, and the daemon ends; it is clean after a restart.
 * Each package owns its tables: it declares a `Schema`, whose numbered steps are applied once and in order. A file
   written by a newer release is refused.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +49,11 @@ class Transaction:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.callbacks: list[Callable[[], None]] = []
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, which must not fail, once this transaction is on disk; never if it is rolled back."""
+        self.callbacks.append(callback)
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self._connection.execute(sql, values)
@@ -73,6 +81,7 @@ class Store:
         self.folder = folder
         self.files = folder / "files"
         self._run = run_in_thread
+        self._committed: deque[Callable[[], None]] = deque()
         try:
             self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -93,15 +102,26 @@ class Store:
 
     async def write(self, function: Callable[[Transaction], T]) -> T:
         """Run `function` in one transaction and commit it durably; its exception rolls everything back."""
-        return await self._run(lambda: self.write_now(function))
+        try:
+            return await self._run(lambda: self._transact(function))
+        finally:
+            self._tell()
 
     async def read(self, function: Callable[[Transaction], T]) -> T:
         """Run a function that only reads."""
         return await self._run(lambda: self._guarded(function))
 
-    def write_now(self, function: Callable[[Transaction], T]) -> T:
-        """`write` for the writer thread itself and for callers without an event loop."""
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run a function on files in the writer's thread, in order with the transactions."""
+        return await self._run(function)
 
+    def write_now(self, function: Callable[[Transaction], T]) -> T:
+        """`write` for callers without an event loop, while nobody else writes."""
+        result = self._transact(function)
+        self._tell()
+        return result
+
+    def _transact(self, function: Callable[[Transaction], T]) -> T:
         def transact(transaction: Transaction) -> T:
             transaction.execute("BEGIN IMMEDIATE")
             try:
@@ -111,9 +131,14 @@ class Store:
                 if self._connection.in_transaction:
                     transaction.execute("ROLLBACK")
                 raise
+            self._committed.extend(transaction.callbacks)
             return result
 
         return self._guarded(transact)
+
+    def _tell(self) -> None:
+        while self._committed:
+            self._committed.popleft()()
 
     async def put_file(self, data: bytes | bytearray | memoryview) -> bytes:
         """Keep bytes as a file, durably; its name, the digest, is returned. The same bytes are kept once."""

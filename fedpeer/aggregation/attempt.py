@@ -50,6 +50,7 @@ Place = tuple[int, int]
 """(turn, k): where in a stage something is asked."""
 
 _SLOT = re.compile(r"(.+)/(0|[1-9][0-9]{0,8})/(0|[1-9][0-9]{0,8})/(0|[1-9][0-9]{0,8})", re.DOTALL)
+_ATTEMPTS: Final = {str(attempt): attempt for attempt in range(MAX_ATTEMPTS)}
 _Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
@@ -168,6 +169,7 @@ class Sum:
             raise LocalProtocolError("history and parameters of a sum are hashes of 32 bytes")
         self.contract, self.slot, self.parties, self.me = contract, slot, list(parties), me
         self.history, self.params, self.count, self.name_of = history, params, count, name_of
+        self._prefix = f"{slot.stage}/{slot.turn}/{slot.k}/"
         self._keys: dict[int, dict[str, tuple[bytes, bytes]]] = {}  # attempt → party → (record, public key)
         self._masked: dict[int, dict[str, MaskedRecord]] = {}
         self._own: tuple[int, DhKey] | None = None  # attempt, its key
@@ -243,14 +245,10 @@ class Sum:
 
     def _ours(self, records: Held) -> Iterable[tuple[int, str, bytes]]:
         for (text, sender), body in records.items():
-            slot = Slot.parse(text)
-            if (
-                slot is not None
-                and slot[:3] == self.slot[:3]
-                and slot.attempt < MAX_ATTEMPTS
-                and sender in self.parties
-            ):
-                yield slot.attempt, sender, body
+            if text.startswith(self._prefix) and sender in self.parties:
+                attempt = _ATTEMPTS.get(text[len(self._prefix) :])
+                if attempt is not None:
+                    yield attempt, sender, body
 
     def _checked_key(self, party: str, body: bytes) -> bytes:
         record = self._decode(KeyRecord, party, body)

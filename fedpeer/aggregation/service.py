@@ -78,7 +78,7 @@ class Records(Protocol):
 
 
 class AgreedRecord(codec.Record, frozen=True):
-    """Kind "agreed": the proposer's value, in the record itself or as a blob: label ‖ value, of this digest and size."""
+    """Kind "agreed": the proposer's value, here or as a blob (label ‖ value) of this digest and size."""
 
     value: bytes | None
     digest: Annotated[bytes, msgspec.Meta(max_length=32)]

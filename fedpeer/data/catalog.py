@@ -29,7 +29,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedpeer.data import csv, parquet, snapshot
+from fedpeer import artifact
+from fedpeer.data import csv, parquet
 from fedpeer.data.columns import TEXT, TYPES, BadCell, refuse
 from fedpeer.errors import DataError, NotFound, UsageError
 from fedpeer.stage import Table
@@ -143,7 +144,7 @@ class Catalog:
 
         def work() -> tuple[bytes, int]:
             table = read(view.uri, view.id, view.label, kinds=kinds)
-            return snapshot.dump(table), table.n_samples
+            return artifact.dump(table)[1], table.n_samples
 
         data, rows = await self._run(work)
         version = await self._store.put_file(data)

@@ -23,7 +23,6 @@ SCHEMA = Schema(
             salt BLOB NOT NULL,             -- hides the data versions in our countersignature
             finished TEXT NOT NULL DEFAULT '',
             state TEXT NOT NULL DEFAULT '', -- done | failed | cancelled, empty while it lives
-            error TEXT NOT NULL DEFAULT '', -- JSON of an ErrorView
             closed INTEGER NOT NULL DEFAULT 0 -- nobody needs anything of it any more
         ) STRICT;
         CREATE TABLE job_stage (
@@ -73,7 +72,6 @@ class Kept:
     salt: bytes
     finished: str
     state: str
-    error: str
     closed: bool
 
 
@@ -100,18 +98,16 @@ def add(tx: Transaction, contract: bytes, body: bytes, created: str, salt: bytes
 
 def all_jobs(tx: Transaction) -> list[Kept]:
     """Every job, oldest first."""
-    rows = tx.all(
-        "SELECT contract, body, created, salt, finished, state, error, closed FROM job ORDER BY created, contract"
-    )
-    return [Kept(*row[:7], bool(row[7])) for row in rows]
+    rows = tx.all("SELECT contract, body, created, salt, finished, state, closed FROM job ORDER BY created, contract")
+    return [
+        Kept(contract, body, created, salt, finished, state, bool(closed))
+        for contract, body, created, salt, finished, state, closed in rows
+    ]
 
 
-def end(tx: Transaction, contract: bytes, state: str, finished: str, error: str) -> None:
-    """Keep how a job ended; the first end counts."""
-    tx.execute(
-        "UPDATE job SET state = ?, finished = ?, error = ? WHERE contract = ? AND state = ''",
-        (state, finished, error, contract),
-    )
+def end(tx: Transaction, contract: bytes, state: str, finished: str) -> None:
+    """Keep how a job ended (why is in its log); the first end counts."""
+    tx.execute("UPDATE job SET state = ?, finished = ? WHERE contract = ? AND state = ''", (state, finished, contract))
 
 
 def close(tx: Transaction, contract: bytes) -> None:
@@ -153,7 +149,10 @@ def outputs(tx: Transaction, contract: bytes | None = None) -> list[KeptOutput]:
         " WHERE contract = coalesce(?, contract) ORDER BY created, contract, stage, name",
         (contract,),
     )
-    return [KeptOutput(*row[:5], json.loads(row[5]), row[6]) for row in rows]
+    return [
+        KeptOutput(contract, stage, name, kind, digest, json.loads(facts), created)
+        for contract, stage, name, kind, digest, facts, created in rows
+    ]
 
 
 def pin_snapshot(tx: Transaction, contract: bytes, stage: str, port: str, version: bytes) -> None:
@@ -162,10 +161,10 @@ def pin_snapshot(tx: Transaction, contract: bytes, stage: str, port: str, versio
 
 
 def unpin_snapshots(tx: Transaction, contract: bytes) -> list[bytes]:
-    """The job needs its snapshots no more. Those that nothing else here refers to: their files can go."""
+    """The job needs its snapshots no more; their versions."""
     versions = sorted(set(snapshots(tx, contract).values()))
     tx.execute("DELETE FROM job_snapshot WHERE contract = ?", (contract,))
-    return [version for version in versions if not refers_to(tx, version)]
+    return versions
 
 
 def refers_to(tx: Transaction, digest: bytes) -> bool:

@@ -104,7 +104,8 @@ def begin(tx: Transaction, contract: bytes, stage: str, chance: bytes, history: 
         " WHERE contract = ? AND stage = ?",
         (contract, stage),
     )
-    return Saved(*row[:5], Kept(row[5], row[6]))
+    first_chance, first_history, turn, chance_next, history_next, inline, file = row
+    return Saved(first_chance, first_history, turn, chance_next, history_next, Kept(inline, file))
 
 
 def save(

@@ -475,6 +475,13 @@ def _check_inputs(
                 raise ContractError(f"{where}: the input {port!r} of {entry.run!r} is not given{whose}")
 
 
+def check_columns(entry: StageEntry, find: FindStage, dataset: str, columns: Sequence[str]) -> None:
+    """Whether a dataset has the columns that the parameter `columns` of a stage names. Raises ContractError."""
+    named = getattr(read_params(entry, find(entry.run)), "columns", None)
+    for name in named if isinstance(named, list | tuple) else ():
+        _one_of(name, columns, f"stage {entry.id!r}, params: the dataset {dataset!r} has no column")
+
+
 def _output(source: str, known: Mapping[str, tuple[StageEntry, Stage]], where: str) -> tuple[StageEntry, Stage, type]:
     stage_id, dot, name = source.partition(".")
     if not dot:

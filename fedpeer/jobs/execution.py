@@ -14,9 +14,7 @@ No event loop here: the awaits are of the store, the mesh and the aggregation.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
-
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -234,7 +232,7 @@ class Execution:
         common = self._next_common()
         params = codec.encode([self.stage_id, turn, common, request.tag, self.declaration, request.layout, *RING])
         vector = np.ascontiguousarray(request.vector, dtype=np.uint32)
-        asked = hash_("fp.sum", params, memoryview(vector).cast("B"))
+        asked = hash_("fp.sum", params, vector.data)
         payload = await self._journaled(turn, k, "sum", asked)
         if payload is None:
             total = await self.together.sum(self.stage_id, turn, common, vector, params, self.history)
@@ -242,7 +240,7 @@ class Execution:
             payload = join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
             await self._journal(turn, k, "sum", asked, payload)
         values, survivors = codec.unpack_value(*split(payload))
-        digest = hash_("fp.total", memoryview(np.ascontiguousarray(values)).cast("B"))
+        digest = hash_("fp.total", np.ascontiguousarray(values).data)
         self.history = checkpoint.history_sum(self.history, survivors, digest)
         return ask.TotalAnswer(values, survivors)
 

@@ -75,7 +75,7 @@ class Event(StrEnum):
 _ENDS = {Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELLED}
 TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.PROPOSED: {Event.AGREE: State.AGREED, **_ENDS},
-    State.AGREED: {Event.START: State.RUNNING, **_ENDS},
+    State.AGREED: {Event.START: State.RUNNING, Event.FINISH: State.DONE, **_ENDS},  # done: no role in any stage
     State.RUNNING: {Event.FINISH: State.DONE, **_ENDS},
     State.DONE: {},
     State.FAILED: {},
@@ -253,9 +253,11 @@ def _difference(one: str, a: Brought, other: str, b: Brought) -> str:
         if names and mine and theirs:
             listed = ", ".join(repr(name) for name in sorted(names)[:5]) + (", …" if len(names) > 5 else "")
             parts.append(f"{has} has {listed}, which {lacks} has not")
-    for name in mine:
-        if name in theirs and mine[name] != theirs[name]:
-            parts.append(f"{name!r} is {mine[name]} at {one} and {theirs[name]} at {other}")
+    parts += [
+        f"{name!r} is {mine[name]} at {one} and {theirs[name]} at {other}"
+        for name in mine
+        if name in theirs and mine[name] != theirs[name]
+    ]
     return "; ".join(parts[:6]) or f"{one} and {other} have the columns in another order, or too many to list here"
 
 

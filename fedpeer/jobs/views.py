@@ -1,10 +1,18 @@
-"""What an operator sees of jobs and models; the shapes of the admin API's answers."""
+"""What an operator sees of jobs and models; the shapes of the admin API's answers.
+
+The view of a job is the fold of its events: `first_view` and then `apply` for each, as they happen and again from the
+job's log after a restart. Nothing is decided from it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+
+from fedpeer.jobs.contract import Contract
+from fedpeer.jobs.lifecycle import Event, State, step
 
 
 class View(msgspec.Struct, kw_only=True):
@@ -38,6 +46,8 @@ class OutputView(View):
     name: str
     kind: str
     digest: str
+    values: dict[str, Any] | None = None
+    """a report's numbers"""
 
 
 class ErrorView(View):
@@ -57,7 +67,7 @@ class JobView(View):
     me: str
     participants: list[ParticipantView]
     waiting_for: list[str]
-    """names of the participants that have not answered yet"""
+    """names of the participants on whom it depends that the job goes on"""
     stages: list[StageView]
     outputs: list[OutputView]
     created: str
@@ -79,3 +89,58 @@ class ModelView(View):
     algorithm: str
     created: str
     facts: dict[str, Any]
+
+
+def first_view(contract: Contract, contract_id: bytes, created: str, me: str, name_of: Callable[[str], str]) -> JobView:
+    """A job that was just proposed, as the peer `me` (its id) sees it."""
+    alias = contract.alias_of[me]
+    return JobView(
+        id=contract_id.hex(),
+        name=contract.name,
+        purpose=contract.purpose,
+        state="proposed",
+        initiator=contract.initiator,
+        me=alias,
+        participants=[
+            ParticipantView(alias=item.alias, peer=item.peer, name=name_of(item.peer), connected=False, state="waiting")
+            for item in contract.participants
+        ],
+        waiting_for=[],
+        stages=[
+            StageView(id=entry.id, run=entry.run, state="waiting", role=entry.role_of.get(alias, ""))
+            for entry in contract.in_order()
+        ],
+        outputs=[],
+        created=created,
+    )
+
+
+def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> None:
+    """Change the view by one event of the job."""
+    stage = next((stage for stage in view.stages if stage.id == facts.get("stage")), None)
+    match event:
+        case "countersigned" | "refused":
+            for participant in view.participants:
+                if participant.peer == facts["peer"]:
+                    participant.state = "approved" if event == "countersigned" else "refused"
+                    participant.reason = str(facts.get("reason", ""))
+        case "agreed":
+            view.state = step(State(view.state), Event.AGREE)
+        case "stage_started" if stage is not None:
+            stage.state = "running"
+            if view.state == State.AGREED:
+                view.state = step(State.AGREED, Event.START)
+        case "progress" if stage is not None:
+            stage.round, stage.rounds, stage.metrics = facts["done"], facts["of"], dict(facts["metrics"])
+        case "worker_crashed" if stage is not None:
+            stage.restarts = facts["restarts"]
+        case "stage_done" if stage is not None:
+            stage.state = "done"
+            view.outputs += [msgspec.convert(output, OutputView) for output in facts["outputs"]]
+        case "done" | "failed" | "cancelled":
+            view.state, view.finished = step(State(view.state), Event(event)), time
+            if event != "done":
+                error = {key: facts.get(key, "") for key in ("code", "message", "hint", "peer")}
+                view.error = msgspec.convert(error, ErrorView)
+                for running in view.stages:
+                    running.state = "failed" if running.state == "running" else running.state

@@ -126,7 +126,8 @@ def run(start: protocol.Start, daemon: Daemon) -> protocol.Done:
     params = msgspec.json.decode(start.params, type=declared.params)
     inputs = {port: artifact.load(kind, content) for port, kind, content in start.inputs}
     peers = Peers(daemon, start.me, dict(start.roles), start.chance, _resume(start.resume))
-    return protocol.Done(_pack_outputs(declared, drive(declared(peers, params, **inputs), daemon)))
+    outputs = declared.check_outputs(drive(declared(peers, params, **inputs), daemon))
+    return protocol.Done([(name, artifact.dump(output)) for name, output in outputs.items() if output is not None])
 
 
 def drive(coroutine: Any, daemon: Daemon) -> Any:
@@ -162,15 +163,6 @@ def _resume(saved: protocol.Resume | None) -> Resume | None:
     if saved is None:
         return None
     return Resume(saved.turn, codec.unpack_value(*saved.shared), codec.unpack_value(*saved.own), saved.chance)
-
-
-def _pack_outputs(declared: stage.Stage, outputs: Any) -> list[tuple[str, tuple[str, bytes]]]:
-    if not isinstance(outputs, dict) or outputs.keys() != declared.outputs.keys():
-        raise StageError(f"{declared.name} did not return the outputs it declares: {', '.join(declared.outputs)}")
-    for name, output in outputs.items():
-        if output is not None and not isinstance(output, declared.outputs[name]):
-            raise StageError(f"the output {name!r} is a {type(output).__name__}, not as {declared.name} declares it")
-    return [(name, artifact.dump(output)) for name, output in outputs.items() if output is not None]
 
 
 if __name__ == "__main__":

@@ -176,42 +176,14 @@ def pack(message: Message) -> tuple[bytes, list[int]]:
 
     Raises LocalProtocolError for a message that is too large.
     """
-    beside: list[memoryview] = []
-    files: list[int] = []
-    room = INLINE_BYTES
-
-    def place(item: Any) -> Any:
-        nonlocal room
-        match item:
-            case Message():
-                tag = item.__struct_config__.tag
-                fields = [place(getattr(item, name)) for name in item.__struct_fields__]
-                return fields if tag is None else [tag, *fields]
-            case np.ndarray():
-                return place(np.ascontiguousarray(item, dtype="<u4").reshape(-1).view(np.uint8).data)
-            case bytes() | bytearray() | memoryview():
-                data = memoryview(item)
-                if len(data) > room:
-                    beside.append(data)
-                    return _leaf(_MEMORY, len(data))
-                room -= len(data)
-                return bytes([_INLINE]) + data
-            case Path():
-                files.append(os.open(item, os.O_RDONLY | os.O_CLOEXEC))
-                return _leaf(_FILE, os.fstat(files[-1]).st_size)
-            case list() | tuple():
-                return [place(element) for element in item]
-            case dict():
-                return {key: place(element) for key, element in item.items()}
-        return item
-
+    placing = _Placing()
     try:
-        body = codec.encode(place(message))
-        if len(body) > MAX_FRAME or len(files) >= MAX_DESCRIPTORS:
-            raise LocalProtocolError(f"a message of {len(body)} bytes and {len(files)} files")
-        descriptors = ([_memory_file(beside)] if beside else []) + files
+        body = codec.encode(placing.place(message))
+        if len(body) > MAX_FRAME or len(placing.files) >= MAX_DESCRIPTORS:
+            raise LocalProtocolError(f"a message of {len(body)} bytes and {len(placing.files)} files")
+        descriptors = ([_memory_file(placing.beside)] if placing.beside else []) + placing.files
     except BaseException:
-        close(files)
+        close(placing.files)
         raise
     return len(body).to_bytes(PREFIX_BYTES, "little") + body, descriptors
 
@@ -235,23 +207,12 @@ def unpack(kind: Any, body: bytes, descriptors: Sequence[int], *, files: bool = 
         tree = codec.decode(body, limit=MAX_FRAME)
         leaves = [_read_leaf(leaf) for leaf in _binaries(tree)]
         sizes = [size for place, size in leaves if place == _MEMORY]
-        parts = iter(_map_parts(left, sizes) if sizes else [])
-        wholes = iter([_map_file(left, size) for place, size in leaves if place == _FILE and files])
+        parts = _map_parts(left, sizes) if sizes else []
+        wholes = [_map_file(left, size) for place, size in leaves if place == _FILE and files]
         if left:
             raise RemoteProtocolError("more descriptors than the message names")
-
-        def fill(item: Any) -> Any:
-            match item:
-                case bytes():
-                    place, _ = _read_leaf(item)
-                    return item[1:] if place == _INLINE else next(parts if place == _MEMORY else wholes)
-                case list():
-                    return [fill(element) for element in item]
-                case dict():
-                    return {key: fill(element) for key, element in item.items()}
-            return item
-
-        return msgspec.convert(fill(tree), kind, strict=True, builtin_types=(bytes, memoryview), dec_hook=_vector)
+        filled = _fill(tree, iter(parts), iter(wholes))
+        return msgspec.convert(filled, kind, strict=True, builtin_types=(bytes, memoryview), dec_hook=_vector)
     except StopIteration:
         raise RemoteProtocolError("a file where none may be") from None
     except msgspec.ValidationError as error:
@@ -268,6 +229,52 @@ def close(descriptors: Sequence[int]) -> None:
 # binaries
 
 
+class _Placing:
+    """Turns a message into plain data, and remembers what goes beside it."""
+
+    def __init__(self) -> None:
+        self.beside: list[memoryview] = []
+        self.files: list[int] = []
+        self.room = INLINE_BYTES
+
+    def place(self, item: Any) -> Any:
+        match item:
+            case Message():
+                tag = item.__struct_config__.tag
+                fields = [self.place(getattr(item, name)) for name in item.__struct_fields__]
+                return fields if tag is None else [tag, *fields]
+            case np.ndarray():
+                return self.place(np.ascontiguousarray(item, dtype="<u4").reshape(-1).view(np.uint8).data)
+            case bytes() | bytearray() | memoryview():
+                data = memoryview(item)
+                if data.nbytes > self.room:
+                    self.beside.append(data)
+                    return _leaf(_MEMORY, data.nbytes)
+                self.room -= data.nbytes
+                return bytes([_INLINE]) + data
+            case Path():
+                self.files.append(os.open(item, os.O_RDONLY | os.O_CLOEXEC))
+                return _leaf(_FILE, os.fstat(self.files[-1]).st_size)
+            case list() | tuple():
+                return [self.place(element) for element in item]
+            case dict():
+                return {key: self.place(element) for key, element in item.items()}
+        return item
+
+
+def _fill(item: Any, parts: Iterator[memoryview], wholes: Iterator[memoryview]) -> Any:
+    """Plain data with its binaries put back."""
+    match item:
+        case bytes():
+            place, _ = _read_leaf(item)
+            return item[1:] if place == _INLINE else next(parts if place == _MEMORY else wholes)
+        case list():
+            return [_fill(element, parts, wholes) for element in item]
+        case dict():
+            return {key: _fill(element, parts, wholes) for key, element in item.items()}
+    return item
+
+
 def _leaf(place: int, size: int) -> bytes:
     return bytes([place]) + size.to_bytes(8, "little")
 
@@ -282,7 +289,7 @@ def _read_leaf(leaf: bytes) -> tuple[int, int]:
 
 
 def _binaries(tree: Any) -> Iterator[bytes]:
-    """The binary leaves, in the order `fill` meets them."""
+    """The binary leaves, in the order `_fill` meets them."""
     if isinstance(tree, bytes):
         yield tree
     elif isinstance(tree, list | dict):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeer.data import columns, snapshot
+from fedpeer import artifact
+from fedpeer.data import columns, csv
 from fedpeer.data.catalog import Catalog, nearest, read
 from fedpeer.errors import DataError, NotFound, UsageError
 from fedpeer.stage import Table
@@ -37,9 +39,9 @@ def write(tmp_path: Path):
     return write
 
 
-def refused(uri: str, id: str | None = None, label: str | None = None, **options) -> DataError:
+def refused(uri: str, id_column: str | None = None, label: str | None = None) -> DataError:
     with pytest.raises(DataError) as caught:
-        read(uri, id, label, **options)
+        read(uri, id_column, label)
     assert Path(uri).name in caught.value.message
     return caught.value
 
@@ -77,6 +79,14 @@ def test_a_byte_order_mark_windows_lines_blank_lines_and_spaces_change_nothing(w
     plain = read(write(GOOD), "id", "sick")
     dressed = "\ufeff" + GOOD.replace(",", " , ").replace("\n", "\r\n\r\n")
     assert read(write(dressed), "id", "sick").data.equals(plain.data)
+
+
+def test_lines_within_quotes_may_fall_on_any_boundary(write) -> None:
+    cells = ["line\n" * n for n in range(300)]
+    uri = write("t,n\n" + "".join(f'"{cell}x",{n}\n' for n, cell in enumerate(cells)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv, "BLOCK_BYTES", 2000)
+        assert read(uri, None, None).data.column("t").to_pylist() == [cell + "x" for cell in cells]
 
 
 def test_na_is_missing_among_numbers_and_a_word_among_texts(write) -> None:
@@ -121,7 +131,7 @@ def test_parquet_is_read_by_its_types(write, tmp_path: Path) -> None:
 def test_csv_and_parquet_of_one_content_are_one_version(write, tmp_path: Path) -> None:
     table = read(write(GOOD), "id", "sick")
     pa.parquet.write_table(table.data, tmp_path / "x.parquet")
-    assert snapshot.dump(read(str(tmp_path / "x.parquet"), "id", "sick")) == snapshot.dump(table)
+    assert artifact.dump(read(str(tmp_path / "x.parquet"), "id", "sick")) == artifact.dump(table)
 
 
 # what is refused, and how
@@ -182,11 +192,11 @@ def test_an_error_never_repeats_a_value(write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "label", "says", "hint"),
+    ("id_column", "label", "says", "hint"),
     [("aeg", None, "no column 'aeg' (id)", "'age'"), (None, "sickk", "(label)", "'sick'"), ("id", "id", "both", "")],
 )
-def test_an_unknown_column_is_refused_with_the_nearest_name(write, id, label, says: str, hint: str) -> None:
-    error = refused(write(GOOD), id, label)
+def test_an_unknown_column_is_refused_with_the_nearest_name(write, id_column, label, says: str, hint: str) -> None:
+    error = refused(write(GOOD), id_column, label)
     assert says in error.message
     assert hint in error.hint
 
@@ -296,24 +306,30 @@ async def test_a_parquet_column_that_changed_its_type_is_refused(catalog: Catalo
     size=st.integers(1, 20),
 )
 def test_equal_content_gives_equal_bytes_however_it_lies_in_memory(rows, cuts, size: int) -> None:
-    names, types = ["x", "t", "b"], [pa.float64(), pa.string(), pa.bool_()]
+    def table(rows: list, under_null: float) -> pa.Table:
+        x, t, b = zip(*rows, strict=True) if rows else ((), (), ())
+        numbers = np.array([under_null if value is None else value for value in x], np.float64)
+        missing = np.array([value is None for value in x], bool)
+        _, offsets, letters = pa.array(["" if value is None else value for value in t], pa.string()).buffers()
+        if under_null:
+            _, offsets, letters = pa.array(["junk" if value is None else value for value in t], pa.string()).buffers()
+        bitmap = pa.array(t, pa.string()).buffers()[0]
+        return pa.table(
+            {
+                "x": pa.array(numbers, mask=missing),
+                "t": pa.StringArray.from_buffers(len(rows), offsets, letters, bitmap),
+                "b": pa.array(b, pa.bool_()),
+            }
+        )
 
-    def table(rows: list) -> pa.Table:
-        arrays = [pa.array([row[j] for row in rows], types[j]) for j in range(3)]
-        return pa.table(arrays, names=names)
-
-    whole = table(rows)
-    padded = table([(7.5, "zz", True), *rows, (8.5, "yy", False)]).slice(1, len(rows))
+    whole = table(rows, 0.0)
+    padded = table([(7.5, "zz", True), *rows, (None, None, None)], 3.0).slice(1, len(rows))
     edges = sorted({0, len(rows), *(cut for cut in cuts if cut <= len(rows))})
-    pieces = [padded.slice(a, b - a) for a, b in zip(edges, edges[1:], strict=False)] or [padded]
-    chunked = pa.concat_tables(pieces)
-    under = pa.array(np.full(len(rows), 3.0), pa.float64(), mask=np.array([row[0] is None for row in rows], bool))
-    if all(row[0] in (None, 3.0) for row in rows):
-        chunked = chunked.set_column(0, "x", under)
+    chunked = pa.concat_tables([padded.slice(a, b - a) for a, b in pairwise(edges)] or [padded])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshot, "BATCH_ROWS", size)
-        data = snapshot.dump(Table(whole, None, "b"))
-        assert snapshot.dump(Table(chunked, None, "b")) == data
+        patch.setattr(artifact, "BATCH_ROWS", size)
+        _, data = artifact.dump(Table(whole, None, "b"))
+        assert artifact.dump(Table(chunked, None, "b"))[1] == data
     assert pa.ipc.open_file(data).read_all().equals(whole)
 
 

@@ -1,0 +1,336 @@
+"""THE table of what an operator can ask of a daemon. The HTTP routes, the client and the command line are made from it.
+
+A command is one row: a name (noun.verb), an HTTP method and path, its typed arguments, and a function on the daemon's
+parts whose docstring is the help. To add one: write the arguments and the function, and add the row; the route and
+`Client.call(name, …)` are there, and tests/admin fails until the command line has the verb.
+
+Rules
+* GET changes nothing, and is dropped when whoever asked has gone. Everything else is carried through to its end.
+* Arguments in braces are part of the path; the others are the query of a GET or DELETE, else the JSON body. Unknown
+  ones are refused. `ref` is a name, an id, or a prefix of an id that only one thing has.
+* An answer is a record or a list of records (JSON), or text of the row's `media`. Errors are FedpeerErrors.
+
+This page is imported by the client and the command line too, so at run time it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import msgspec
+
+from fedpeer.config import nearest
+from fedpeer.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from fedpeer.config import Config
+    from fedpeer.data.catalog import Catalog, DatasetView
+    from fedpeer.events import Events
+    from fedpeer.identity import Card, Identity
+    from fedpeer.jobs.service import Jobs
+    from fedpeer.jobs.views import JobView, LogLine, ModelView
+    from fedpeer.mesh.roster import PeerView
+    from fedpeer.mesh.service import Mesh
+    from fedpeer.store import Store
+
+JSON = "application/json"
+CSV = "text/csv; charset=utf-8"
+EVENTS_PATH = "/v1/events"
+METRICS_PATH = "/metrics"
+UNFINISHED = ("proposed", "agreed", "running")
+
+
+class Daemon(Protocol):
+    """The parts of a daemon that commands work on (fedpeer/daemon.py is one)."""
+
+    config: Config
+    identity: Identity
+    name: str
+    started_at: datetime
+    events: Events
+    store: Store
+    mesh: Mesh
+    catalog: Catalog
+    jobs: Jobs
+
+
+# arguments
+
+
+class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """None."""
+
+
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class Ref(Arguments, frozen=True):
+    ref: Word
+
+
+class NewPeer(Arguments, frozen=True):
+    card: Annotated[str, msgspec.Meta(max_length=8192)]
+
+
+class NewDataset(Arguments, frozen=True):
+    name: Word
+    uri: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    id: str | None = None
+    label: str | None = None
+
+
+class NewJob(Arguments, frozen=True):
+    text: Annotated[str, msgspec.Meta(max_length=256 * 1024)]
+    """the TOML of a contract"""
+
+
+class Prediction(Arguments, frozen=True):
+    ref: Word
+    dataset: Word
+
+
+# answers that no part has already
+
+
+class CardView(msgspec.Struct, kw_only=True):
+    id: str
+    name: str
+    fingerprint: str
+    """twelve words, to be compared by voice"""
+    card: str
+    """the line to give to the others"""
+
+
+class StatusView(msgspec.Struct, kw_only=True):
+    name: str
+    id: str
+    fingerprint: str
+    version: str
+    home: str
+    started: str
+    listening: list[str]
+    addresses: list[str]
+    peers: int
+    connected: int
+    jobs: int
+    """jobs that have not ended"""
+    datasets: int
+    bytes_sent: int
+    bytes_received: int
+    """on sockets to peers, since the start"""
+
+
+# what is done
+
+
+async def status(daemon: Daemon, _: Arguments) -> StatusView:
+    """Who this peer is, whom it is connected with, and what it is doing."""
+    sent, received = daemon.mesh.traffic()
+    peers = daemon.mesh.peers()
+    return StatusView(
+        name=daemon.name,
+        id=daemon.identity.id,
+        fingerprint=daemon.mesh.card.fingerprint,
+        version=importlib.metadata.version("fedpeer"),
+        home=str(daemon.config.home),
+        started=daemon.started_at.isoformat(timespec="seconds"),
+        listening=list(daemon.mesh.listening),
+        addresses=list(daemon.config.addresses),
+        peers=len(peers),
+        connected=sum(peer.connected for peer in peers),
+        jobs=sum(job.state in UNFINISHED for job in await daemon.jobs.list()),
+        datasets=len(await daemon.catalog.list()),
+        bytes_sent=sent,
+        bytes_received=received,
+    )
+
+
+def view_of_card(card: Card) -> CardView:
+    return CardView(id=card.id, name=card.name, fingerprint=card.fingerprint, card=card.text)
+
+
+async def card_show(daemon: Daemon, _: Arguments) -> CardView:
+    """Print the own card, the line that other organizations add, and its fingerprint in words."""
+    return view_of_card(daemon.mesh.card)
+
+
+async def peer_add(daemon: Daemon, ask: NewPeer) -> PeerView:
+    """Add another organization's card: text, a file, or - for standard input."""
+    return await daemon.mesh.add_peer(ask.card)
+
+
+async def peer_list(daemon: Daemon, _: Arguments) -> list[PeerView]:
+    """List the peers of the roster."""
+    return daemon.mesh.peers()
+
+
+async def peer_show(daemon: Daemon, ask: Ref) -> PeerView:
+    """Show one peer: its fingerprint, addresses, and why it is not connected."""
+    return daemon.mesh.peer(ask.ref)
+
+
+async def peer_ping(daemon: Daemon, ask: Ref) -> dict[str, Any]:
+    """Measure the round trip to a connected peer."""
+    peer = daemon.mesh.peer(ask.ref)
+    return {"id": peer.id, "name": peer.name, "seconds": await daemon.mesh.ping(peer.id)}
+
+
+async def peer_remove(daemon: Daemon, ask: Ref) -> PeerView:
+    """Take a peer off the roster and end the session with it."""
+    return await daemon.mesh.remove_peer(ask.ref)
+
+
+async def dataset_add(daemon: Daemon, ask: NewDataset) -> DatasetView:
+    """Register a table of this peer (CSV or Parquet) under a name. It is read once, and nothing of it leaves."""
+    return await daemon.catalog.add(ask.name, ask.uri, ask.id, ask.label)
+
+
+async def dataset_list(daemon: Daemon, _: Arguments) -> list[DatasetView]:
+    """List the datasets of this peer."""
+    return await daemon.catalog.list()
+
+
+async def dataset_show(daemon: Daemon, ask: Ref) -> DatasetView:
+    """Show one dataset: its source, rows and columns."""
+    return await daemon.catalog.get(ask.ref)
+
+
+async def dataset_remove(daemon: Daemon, ask: Ref) -> None:
+    """Forget a dataset. Its file stays where it is."""
+    await daemon.catalog.remove(ask.ref)
+
+
+async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
+    """Propose the contract in a TOML file to its participants; prints the id of the job."""
+    return await daemon.jobs.submit(ask.text)
+
+
+async def job_list(daemon: Daemon, _: Arguments) -> list[JobView]:
+    """List the jobs this peer takes part in."""
+    return await daemon.jobs.list()
+
+
+async def job_show(daemon: Daemon, ask: Ref) -> JobView:
+    """Show one job: who has agreed, its stages, its results."""
+    return await daemon.jobs.get(ask.ref)
+
+
+async def job_wait(daemon: Daemon, ask: Ref) -> JobView:
+    """Wait until a job has ended; the exit code tells how. For scripts."""
+    return await daemon.jobs.wait(ask.ref)
+
+
+async def job_logs(daemon: Daemon, ask: Ref) -> list[LogLine]:
+    """Print what happened in a job."""
+    return await daemon.jobs.logs(ask.ref)
+
+
+async def job_cancel(daemon: Daemon, ask: Ref) -> JobView:
+    """End a job for all its participants."""
+    return await daemon.jobs.cancel(ask.ref)
+
+
+async def model_list(daemon: Daemon, _: Arguments) -> list[ModelView]:
+    """List the models that jobs left at this peer."""
+    return await daemon.jobs.models()
+
+
+async def model_show(daemon: Daemon, ask: Ref) -> ModelView:
+    """Show one model: where it is from and what it says of itself."""
+    return await daemon.jobs.model(ask.ref)
+
+
+async def model_predict(daemon: Daemon, ask: Prediction) -> bytes:
+    """Predict the rows of a dataset of this peer with a model, as CSV. Nothing leaves this peer."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    table = await daemon.jobs.predict(ask.ref, ask.dataset)
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(table, sink)
+    return bytes(sink.getvalue())
+
+
+async def health_live(_daemon: Daemon, _: Arguments) -> dict[str, bool]:
+    """Whether the daemon answers at all."""
+    return {"live": True}
+
+
+async def health_ready(daemon: Daemon, _: Arguments) -> dict[str, bool]:
+    """Whether it listens where it should and its store can be read."""
+    if daemon.config.listen and not daemon.mesh.listening:
+        raise StoreError("the mesh does not listen yet")
+    await daemon.store.read(lambda transaction: transaction.one("SELECT 1"))
+    return {"ready": True}
+
+
+# the table
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row. `timeout_s` is how long a client waits for the answer, None: as long as it takes."""
+
+    name: str
+    method: str
+    path: str
+    arguments: type[Arguments]
+    handler: Callable[[Any, Any], Awaitable[Any]]
+    timeout_s: float | None = 30.0
+    media: str = JSON
+
+    @property
+    def help(self) -> str:
+        return self.handler.__doc__ or ""
+
+    @property
+    def in_path(self) -> tuple[str, ...]:
+        """The names of the arguments that are part of the path."""
+        return tuple(re.findall(r"\{(\w+)\}", self.path))
+
+    def check(self, given: Mapping[str, Any]) -> Arguments:
+        """The typed arguments. Raises UsageError naming the one that is unknown, missing or of another type."""
+        known = list(self.arguments.__struct_fields__)
+        for name in given:
+            if name not in known:
+                raise UsageError(f"{self.name} has no argument {name!r}", hint=nearest(name, known) if known else "")
+        try:
+            return msgspec.convert(given, self.arguments, strict=False)  # not strict: a query has text only
+        except msgspec.ValidationError as error:
+            raise UsageError(f"{self.name}: {error}") from None
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command("status", "GET", "/v1/status", Arguments, status),
+        Command("card", "GET", "/v1/card", Arguments, card_show),
+        Command("peer.add", "POST", "/v1/peers", NewPeer, peer_add),
+        Command("peer.list", "GET", "/v1/peers", Arguments, peer_list),
+        Command("peer.show", "GET", "/v1/peers/{ref}", Ref, peer_show),
+        Command("peer.ping", "GET", "/v1/peers/{ref}/ping", Ref, peer_ping),
+        Command("peer.remove", "DELETE", "/v1/peers/{ref}", Ref, peer_remove),
+        Command("dataset.add", "POST", "/v1/datasets", NewDataset, dataset_add, timeout_s=None),
+        Command("dataset.list", "GET", "/v1/datasets", Arguments, dataset_list),
+        Command("dataset.show", "GET", "/v1/datasets/{ref}", Ref, dataset_show),
+        Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Ref, dataset_remove),
+        Command("job.submit", "POST", "/v1/jobs", NewJob, job_submit),
+        Command("job.list", "GET", "/v1/jobs", Arguments, job_list),
+        Command("job.show", "GET", "/v1/jobs/{ref}", Ref, job_show),
+        Command("job.wait", "GET", "/v1/jobs/{ref}/wait", Ref, job_wait, timeout_s=None),
+        Command("job.logs", "GET", "/v1/jobs/{ref}/logs", Ref, job_logs),
+        Command("job.cancel", "POST", "/v1/jobs/{ref}/cancel", Ref, job_cancel),
+        Command("model.list", "GET", "/v1/models", Arguments, model_list),
+        Command("model.show", "GET", "/v1/models/{ref}", Ref, model_show),
+        Command(
+            "model.predict", "GET", "/v1/models/{ref}/predict", Prediction, model_predict, timeout_s=None, media=CSV
+        ),
+        Command("health.live", "GET", "/v1/health/live", Arguments, health_live),
+        Command("health.ready", "GET", "/v1/health/ready", Arguments, health_ready),
+    )
+}

@@ -1,0 +1,286 @@
+"""What people see: answers of the daemon as aligned text, and the live view of a job.
+
+Numbers get units here and nowhere else; JSON has the raw ones. rich is imported only by the live view, on a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+SHORT = 12
+"""characters of an id that are shown; a prefix of any length is understood"""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> str:
+    """Columns as wide as their widest cell; `empty` when there is no row."""
+    lines = [[clean(cell) for cell in row] for row in rows]
+    if not lines:
+        return empty
+    widths = [max(len(line[i]) for line in [list(head), *lines]) for i in range(len(head))]
+    cells = [[title.upper() for title in head], *lines]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    """One "name  value" a line; empty values are left out."""
+    kept = [(name, value) for name, value in pairs if value not in ("", None, [], ())]
+    width = max((len(name) for name, _ in kept), default=0)
+    return "\n".join(f"{name.ljust(width)}  {clean(value)}" for name, value in kept)
+
+
+def clean(value: object) -> str:
+    """Text without control characters: what another organization wrote must not steer this terminal."""
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def size(count: int) -> str:
+    """Bytes with a unit: 999 B, 1.2 kB, 34.5 MB."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def status(view: dict[str, Any]) -> str:
+    return facts(
+        [
+            ("name", view["name"]),
+            ("id", view["id"]),
+            ("fingerprint", view["fingerprint"]),
+            ("listening", view["listening"] or "nowhere: it only dials"),
+            ("peers", f"{view['connected']} of {view['peers']} connected"),
+            ("jobs", f"{view['jobs']} not ended"),
+            ("datasets", view["datasets"]),
+            ("traffic", f"{size(view['bytes_sent'])} sent, {size(view['bytes_received'])} received"),
+            ("started", view["started"]),
+            ("version", view["version"]),
+            ("home", view["home"]),
+        ]
+    )
+
+
+def card(view: dict[str, Any]) -> str:
+    return f"{view['card']}\n\nfingerprint: {view['fingerprint']}"
+
+
+def peer(view: dict[str, Any]) -> str:
+    return facts(
+        [
+            ("name", view["name"]),
+            ("id", view["id"]),
+            ("fingerprint", view["fingerprint"]),
+            ("addresses", view["addresses"] or "none: it dials"),
+            ("connected", f"since {view['since']}" if view["connected"] else "no"),
+            ("why not", "" if view["connected"] else view["error"]),
+            ("traffic", f"{size(view['bytes_sent'])} sent, {size(view['bytes_received'])} received"),
+        ]
+    )
+
+
+def peers(views: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            v["name"],
+            v["id"][:SHORT],
+            "yes" if v["connected"] else f"no: {v['error']}" if v["error"] else "no",
+            v["addresses"],
+        )
+        for v in views
+    ]
+    return table(
+        ["name", "id", "connected", "addresses"], rows, empty="no peers yet: fedpeer peer add CARD (and they add yours)"
+    )
+
+
+def dataset(view: dict[str, Any]) -> str:
+    about = facts(
+        [
+            ("name", view["name"]),
+            ("uri", view["uri"]),
+            ("rows", view["rows"]),
+            ("id", view["id"]),
+            ("label", view["label"]),
+        ]
+    )
+    return about + "\n\n" + table(["column", "kind"], view["columns"], empty="no columns")
+
+
+def datasets(views: list[dict[str, Any]]) -> str:
+    rows = [(v["name"], v["rows"], len(v["columns"]), v["id"] or "-", v["label"] or "-", v["uri"]) for v in views]
+    return table(
+        ["name", "rows", "columns", "id", "label", "uri"], rows, empty="no datasets yet: fedpeer dataset add NAME FILE"
+    )
+
+
+def job(view: dict[str, Any]) -> str:
+    error = view.get("error")
+    waiting = f", waiting for {clean(view['waiting_for'])}" if view["waiting_for"] else ""
+    lines = [
+        facts(
+            [
+                ("job", view["name"]),
+                ("id", view["id"]),
+                ("purpose", view["purpose"]),
+                ("state", view["state"] + waiting),
+                ("created", view["created"]),
+                ("finished", view["finished"]),
+                ("error", f"{error['message']} ({error['code']})" if error else ""),
+                ("hint", error["hint"] if error else ""),
+            ]
+        ),
+        table(
+            ["participant", "peer", "connected", "answer"],
+            [
+                (p["alias"], p["name"], "yes" if p["connected"] else "no", f"{p['state']} {p['reason']}".strip())
+                for p in view["participants"]
+            ],
+            empty="no participants",
+        ),
+        table(
+            ["stage", "run", "state", "round", "metrics"],
+            [
+                (s["id"], s["run"], _state(s), f"{s['round']}/{s['rounds']}" if s["rounds"] else "", metrics(s))
+                for s in view["stages"]
+            ],
+            empty="no stages",
+        ),
+    ]
+    if view["outputs"]:
+        rows = [(f"{o['stage']}.{o['name']}", o["kind"], o["digest"][:SHORT]) for o in view["outputs"]]
+        lines.append(table(["output", "kind", "digest"], rows, empty=""))
+    reports = [
+        (f"{o['stage']}.{o['name']}.{key}", value)
+        for o in view["outputs"]
+        for key, value in (o.get("values") or {}).items()
+    ]
+    if reports:
+        lines.append(facts(reports))
+    return "\n\n".join(lines)
+
+
+def jobs(views: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            v["id"][:SHORT],
+            v["name"],
+            v["state"],
+            f"waiting for {clean(v['waiting_for'])}" if v["waiting_for"] else "",
+            v["created"],
+        )
+        for v in views
+    ]
+    return table(["id", "name", "state", "", "created"], rows, empty="no jobs yet: fedpeer job submit CONTRACT.toml")
+
+
+def logs(lines: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{line['time']}  {event({'event': line['event'], **line['facts']})}" for line in lines)
+
+
+def model(view: dict[str, Any]) -> str:
+    about = [
+        ("digest", view["digest"]),
+        ("job", f"{view['job_name']} ({view['job'][:SHORT]})"),
+        ("stage", view["stage"]),
+    ]
+    return facts([*about, ("algorithm", view["algorithm"]), ("created", view["created"]), *view["facts"].items()])
+
+
+def models(views: list[dict[str, Any]]) -> str:
+    rows = [(v["digest"][:SHORT], v["algorithm"], v["job_name"], v["stage"], v["created"]) for v in views]
+    return table(["digest", "algorithm", "job", "stage", "created"], rows, empty="no models yet")
+
+
+def event(message: dict[str, Any]) -> str:
+    """One event on one line."""
+    told = [
+        f"{key}={metrics(message) if key == 'metrics' else clean(value)}"
+        for key, value in message.items()
+        if key not in ("event", "topic", "terminal", "job") and value not in ("", None)
+    ]
+    return "  ".join([clean(message["event"]), *told])
+
+
+def metrics(holder: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value:.5g}" for name, value in (holder.get("metrics") or {}).items())
+
+
+def _state(stage: dict[str, Any]) -> str:
+    restarts = stage["restarts"]
+    return stage["state"] + (f" ({restarts} restart{'s' if restarts > 1 else ''})" if restarts else "")
+
+
+# the live view
+
+
+def watch(events: Iterator[dict[str, Any]], refresh: Callable[[], dict[str, Any]]) -> None:
+    """Show the events of Client.watch until the job has ended: a picture on a terminal, else a line for each.
+
+    `refresh` gives the job as it is; it is asked when more has changed than a stage's progress.
+    """
+    if not sys.stdout.isatty():
+        for message in events:
+            click.echo(job(message["job"]) if message["event"] == "state" else event(message))
+        return
+    from rich.live import Live
+
+    view: dict[str, Any] = {}
+    with Live(refresh_per_second=8) as live:
+        for message in events:
+            if message["event"] == "state":
+                view = message["job"]
+            elif message["event"] == "progress":
+                for stage in view["stages"]:
+                    if stage["id"] == message["stage"]:
+                        stage |= {
+                            "round": message["done"],
+                            "rounds": message["of"],
+                            "metrics": message.get("metrics") or {},
+                        }
+            else:
+                view = refresh()
+            live.update(_picture(view))
+
+
+def _picture(view: dict[str, Any]) -> Group:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    color = {"done": "green", "failed": "red", "cancelled": "yellow"}.get(view["state"], "cyan")
+    title = Text.assemble((clean(view["name"]), "bold"), f"  {view['id'][:SHORT]}  ", (view["state"], color))
+    people = Text("  ").join(
+        Text(f"{clean(p['alias'])} ", "green" if p["connected"] else "dim") + Text(p["state"], "dim")
+        for p in view["participants"]
+    )
+    stages = Table.grid(padding=(0, 2))
+    for stage in view["stages"]:
+        done = stage["state"] == "done"
+        bar = ProgressBar(
+            total=max(stage["rounds"], 1), completed=max(stage["rounds"], 1) if done else stage["round"], width=24
+        )
+        stages.add_row(
+            Text(stage["id"], "bold"),
+            Text(_state(stage)),
+            bar,
+            Text(f"{stage['round']}/{stage['rounds']}"),
+            Text(metrics(stage)),
+        )
+    parts: list[Any] = [title, people, stages]
+    if view["waiting_for"]:
+        parts.append(Text(f"waiting for {clean(view['waiting_for'])}", "yellow"))
+    if view.get("error"):
+        parts.append(Text(f"{clean(view['error']['message'])} {clean(view['error']['hint'])}".strip(), "red"))
+    return Group(*parts)

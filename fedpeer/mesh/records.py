@@ -1,0 +1,171 @@
+"""Scopes and their records: signed statements, at most one for each kind, slot and sender.
+
+Rules
+* A scope is one contract: who may hear and say something in it. It is opened and closed by ourselves only.
+* A record is the canonical bytes of `Record` and its sender's signature over exactly those bytes. The signed bytes are
+  kept and passed on as received, so anybody of the audience can hand on what anybody said.
+* The first record in a slot stays. A different one by the same sender is kept once as evidence of equivocation.
+* Caps, for each scope and sender: `MAX_RECORDS` records of together `MAX_BYTES`, `MAX_EVIDENCE` pieces of evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from fedpeer import codec
+from fedpeer.crypto import SIGNATURE_BYTES, SigningKey, hash_, verify
+from fedpeer.errors import LocalProtocolError, RemoteProtocolError
+from fedpeer.mesh.messages import Scope
+from fedpeer.store import Schema, Transaction
+
+MAX_BODY: Final = 64_000
+MAX_RECORDS: Final = 4096
+MAX_BYTES: Final = 16 << 20
+MAX_EVIDENCE: Final = 16
+MAX_AUDIENCE: Final = 256
+
+SCHEMA = Schema(
+    "mesh.records",
+    [
+        """CREATE TABLE mesh_scope (scope BLOB PRIMARY KEY, audience BLOB NOT NULL);
+        CREATE TABLE mesh_record (scope BLOB NOT NULL, kind TEXT NOT NULL, slot TEXT NOT NULL, sender TEXT NOT NULL,
+            raw BLOB NOT NULL, PRIMARY KEY (scope, kind, slot, sender));
+        CREATE TABLE mesh_evidence (scope BLOB NOT NULL, kind TEXT NOT NULL, slot TEXT NOT NULL, sender TEXT NOT NULL,
+            first BLOB NOT NULL, second BLOB NOT NULL, PRIMARY KEY (scope, kind, slot, sender))"""
+    ],
+)
+
+
+class Record(codec.Record, frozen=True):
+    scope: Scope
+    kind: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    slot: Annotated[str, msgspec.Meta(max_length=128)]
+    sender: Annotated[str, msgspec.Meta(max_length=64)]
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_BODY)]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A record with the bytes it came in: canonical encoding, then the signature. `digest` is of the former."""
+
+    record: Record
+    raw: bytes
+    digest: bytes
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.record.kind, self.record.slot, self.record.sender
+
+    def verify(self, public: bytes) -> None:
+        """Raises TrustError unless its sender, who has this key, said it."""
+        verify(public, "record", self.raw[:-SIGNATURE_BYTES], self.raw[-SIGNATURE_BYTES:])
+
+
+def sign(key: SigningKey, record: Record) -> Signed:
+    body = codec.encode(record)
+    return parse(body + key.sign("record", body))
+
+
+def parse(raw: codec.Buffer) -> Signed:
+    """A record and its signature, which is not looked at yet. Raises RemoteProtocolError."""
+    raw = bytes(raw)
+    if len(raw) <= SIGNATURE_BYTES:
+        raise RemoteProtocolError("not a signed record")
+    statement = raw[:-SIGNATURE_BYTES]
+    return Signed(codec.decode_as(Record, statement), raw, hash_("fp.record", statement))
+
+
+class Shelf:
+    """The records of one scope, in memory."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, dict[tuple[str, str], Signed]] = {}
+
+    def __iter__(self) -> Iterator[Signed]:
+        for shelf in self._by_kind.values():
+            yield from shelf.values()
+
+    def add(self, signed: Signed) -> bool:
+        """Put it there unless the slot is taken; whether it was added."""
+        record = signed.record
+        kind = self._by_kind.setdefault(record.kind, {})
+        if (record.slot, record.sender) in kind:
+            return False
+        kind[record.slot, record.sender] = signed
+        return True
+
+    def get(self, kind: str, slot: str, sender: str) -> Signed | None:
+        return self._by_kind.get(kind, {}).get((slot, sender))
+
+    def bodies(self, kind: str) -> dict[tuple[str, str], bytes]:
+        return {key: signed.record.body for key, signed in self._by_kind.get(kind, {}).items()}
+
+    def discard(self, kind: str, slot: str) -> None:
+        shelf = self._by_kind.get(kind, {})
+        for key in [key for key in shelf if key[0] == slot]:
+            del shelf[key]
+
+    def missing(self, known: Collection[bytes]) -> list[Signed]:
+        """What somebody who holds the records of these digests lacks."""
+        return [signed for signed in self if signed.digest not in known]
+
+
+# the durable twin
+
+
+def audience_of(tx: Transaction, scope: bytes) -> list[str] | None:
+    """The peer ids of an open scope, None when it is not open."""
+    row = tx.one("SELECT audience FROM mesh_scope WHERE scope = ?", (scope,))
+    return None if row is None else codec.decode(row[0])
+
+
+def open_(tx: Transaction, scope: bytes, audience: list[str]) -> bool:
+    """Whether the scope is new. Raises LocalProtocolError if it is open for others."""
+    if not 1 <= len(scope) <= 32 or not len(set(audience)) == len(audience) <= MAX_AUDIENCE:
+        raise LocalProtocolError("a scope has 1 to 32 bytes and at most 256 different peers")
+    known = audience_of(tx, scope)
+    if known is not None and known != sorted(audience):
+        raise LocalProtocolError("this scope is open already, for another audience")
+    if known is None:
+        tx.execute("INSERT INTO mesh_scope VALUES (?, ?)", (scope, codec.encode(sorted(audience))))
+    return known is None
+
+
+def keep(tx: Transaction, signed: Signed) -> Literal["new", "same", "evidence", "dropped"]:
+    """Keep a verified record; "dropped" when its scope is closed or a cap is reached."""
+    record = signed.record
+    if audience_of(tx, record.scope) is None:
+        return "dropped"
+    place = (record.scope, *signed.key)
+    row = tx.one("SELECT raw FROM mesh_record WHERE scope = ? AND kind = ? AND slot = ? AND sender = ?", place)
+    if row is None:
+        sql = "SELECT COUNT(*), IFNULL(SUM(LENGTH(raw)), 0) FROM mesh_record WHERE scope = ? AND sender = ?"
+        count, size = tx.one(sql, (record.scope, record.sender))
+        if count >= MAX_RECORDS or size + len(signed.raw) > MAX_BYTES:
+            return "dropped"
+        tx.execute("INSERT INTO mesh_record VALUES (?, ?, ?, ?, ?)", (*place, signed.raw))
+        return "new"
+    if row[0][:-SIGNATURE_BYTES] == signed.raw[:-SIGNATURE_BYTES]:  # Ed25519 has more than one signature of a statement
+        return "same"
+    (count,) = tx.one("SELECT COUNT(*) FROM mesh_evidence WHERE scope = ? AND sender = ?", (place[0], place[3]))
+    if count >= MAX_EVIDENCE:
+        return "dropped"
+    added = tx.execute("INSERT OR IGNORE INTO mesh_evidence VALUES (?, ?, ?, ?, ?, ?)", (*place, row[0], signed.raw))
+    return "evidence" if added.rowcount else "dropped"
+
+
+def discard(tx: Transaction, scope: bytes, kind: str, slot: str) -> None:
+    """Forget all senders' records of this slot."""
+    tx.execute("DELETE FROM mesh_record WHERE scope = ? AND kind = ? AND slot = ?", (scope, kind, slot))
+
+
+def load(tx: Transaction) -> dict[bytes, tuple[list[str], Shelf]]:
+    """Every open scope: its audience and its records."""
+    scopes = {scope: (codec.decode(raw), Shelf()) for scope, raw in tx.all("SELECT scope, audience FROM mesh_scope")}
+    for scope, raw in tx.all("SELECT scope, raw FROM mesh_record"):
+        scopes[scope][1].add(parse(raw))
+    return scopes

@@ -1,0 +1,669 @@
+"""The mesh: sessions with every peer of the roster, and delivery that survives them.
+
+Rules
+* A session needs both rosters: a peer that is not in ours gets not one byte, whatever it sends.
+* A peer is dialled at the addresses of its card, again and again with a jittered pause; a peer without addresses dials.
+  Two sessions with one peer are settled by both sides alike (`Claim.replaces`), when the other side's Hello is here: a
+  dead session stays until the new one has proved itself with a valid frame.
+* Exactly two places catch everything: the accept loop's task for one connection, and the supervisor of one session.
+  StoreError passes both: it ends the daemon, which is clean after a restart.
+* Functions that take a transaction touch the database only, and may be called in its thread. What is in memory follows
+  in `after_commit`; so nothing is said to anybody that is not on disk.
+* Caps before authentication are the Door's; those for peers of the roster are in records.py, mail.py and blobs.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar, Final
+
+import trio
+
+from fedpeer.codec import Buffer
+from fedpeer.crypto import random_bytes
+from fedpeer.errors import (
+    ConfigError,
+    HandshakeError,
+    LocalProtocolError,
+    NotFound,
+    RemoteProtocolError,
+    SessionError,
+    StoreError,
+    TrustError,
+)
+from fedpeer.events import Events
+from fedpeer.identity import Card, Identity
+from fedpeer.mesh import blobs, mail, records, roster
+from fedpeer.mesh.blobs import Fetched, Incoming
+from fedpeer.mesh.door import Door, pause
+from fedpeer.mesh.mail import Mail, Place
+from fedpeer.mesh.records import Record, Shelf, Signed
+from fedpeer.mesh.roster import PeerView, Roster
+from fedpeer.mesh.session.service import Bell, Session, read_file
+from fedpeer.network import Listener, Network
+from fedpeer.store import Schema, Store, Transaction
+from fedpeer.wire.service import initiate, respond
+
+DIAL_S: Final = 5.0
+SECOND_DIALLER_S: Final = 0.5
+"""how long the peer with the greater id leaves the first dial to the other, when both can dial"""
+PULL_AGAIN_S: Final = 0.2
+CONTRACT: Final = "contract"
+"""the one kind of record that is listened to before its scope is open"""
+
+
+class Scope:
+    """An open scope in memory."""
+
+    def __init__(self, audience: Sequence[str], shelf: Shelf) -> None:
+        self.audience = tuple(audience)
+        self.shelf = shelf
+        self.added = Bell()
+        self.refusals: list[Callable[[Record], bool]] = []
+        self.outbox: defaultdict[str, Bell] = defaultdict(Bell)
+        self.inbox: defaultdict[str, Bell] = defaultdict(Bell)
+        self.fetching: dict[bytes, trio.Lock] = {}
+
+    def wake(self) -> None:
+        """Everybody who waits for something of this scope looks again."""
+        for bell in (self.added, *self.outbox.values(), *self.inbox.values()):
+            bell.ring()
+
+
+class Mesh:
+    """This peer among its peers. Made from what is in the store; `run` connects it."""
+
+    SCHEMAS: ClassVar[list[Schema]] = [roster.SCHEMA, records.SCHEMA, mail.SCHEMA, blobs.SCHEMA]
+
+    def __init__(
+        self,
+        identity: Identity,
+        name: str,
+        store: Store,
+        network: Network,
+        *,
+        listen: tuple[str, ...],
+        addresses: tuple[str, ...],
+        events: Events,
+        log: Any,
+        random: Random | None = None,
+    ) -> None:
+        self.me = identity.id
+        self.card = identity.card(name, addresses)
+        self.listening: list[str] = []
+        self.on_unknown_scope: Callable[[Record], Awaitable[None]] | None = None
+        """Set it before `run`: what comes while it is None is not kept, and comes again with the next session only."""
+        self.door = Door()
+        self.store = store
+        self.boot = random_bytes(8)
+        self.epochs: Counter[str] = Counter()
+        self.sessions: dict[str, Session] = {}
+        self.connections = Bell()
+        self.room = Bell()
+        self._identity, self._network, self._listen = identity, network, listen
+        self._events, self._log = events, log
+        self._random = random or Random()  # noqa: S311 - spreads dials in time
+        self._nursery: trio.Nursery | None = None
+        self._dialling: dict[str, trio.CancelScope] = {}
+        self._live: set[Session] = set()
+        self._ended: dict[str, tuple[int, int]] = {}
+        self._since: dict[str, str] = {}
+        self._errors: dict[str, str] = {}
+        self._fetched = Fetched(store.folder)
+        self.roster: Roster
+        self.scopes: dict[bytes, Scope]
+        store.write_now(self._load)
+
+    def _load(self, tx: Transaction) -> None:
+        self.roster = Roster(self.card, roster.load(tx))
+        self.scopes = {scope: Scope(audience, shelf) for scope, (audience, shelf) in records.load(tx).items()}
+        self.waiting = mail.Waiting(tx)
+        blobs.sweep(tx, self.store)
+        self._fetched.sweep(self.scopes)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen, dial and converse until cancelled. Started when it listens. ConfigError for an address in use."""
+        listeners: list[Listener] = []
+        try:
+            for address in self._listen:
+                listeners.append(await self._network.listen(address))  # noqa: PERF401 - what is open is closed below
+            self.listening = [listener.address for listener in listeners]
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for listener in listeners:
+                    nursery.start_soon(self._accept, listener)
+                for card in self.roster:
+                    self._start_dialling(card.id)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            with trio.CancelScope(shield=True):
+                for listener in listeners:
+                    await listener.aclose()
+
+    # roster
+
+    async def add_peer(self, card_text: str) -> PeerView:
+        """Add a peer, or replace its card. Raises CardError, TrustError (another peer of that name)."""
+        card = self.roster.check(card_text)
+        if self.roster.get(card.id) != card:
+            now = _now()
+            await self.store.write(lambda tx: roster.save(tx, card, now))
+            self.roster.add(card)
+            self._start_dialling(card.id)
+        return self._view(card)
+
+    async def remove_peer(self, ref: str) -> PeerView:
+        """Forget a peer and end the session with it at once. Raises NotFound, Ambiguous."""
+        card = self._card(ref)
+        await self.store.write(lambda tx: roster.forget(tx, card.id))
+        self.roster.remove(card.id)
+        for session in [session for session in self._live if session.peer == card.id]:
+            session.end("it was removed from the roster")
+        if card.id in self._dialling:
+            self._dialling.pop(card.id).cancel()
+        self._errors[card.id] = "it was removed from the roster"
+        return self._view(card, connected=False)
+
+    def peers(self) -> list[PeerView]:
+        """By name."""
+        return [self._view(card) for card in self.roster]
+
+    def peer(self, ref: str) -> PeerView:
+        """Raises NotFound (also for ourselves), Ambiguous."""
+        return self._view(self._card(ref))
+
+    async def ping(self, ref: str) -> float:
+        """The seconds until a peer answered. Raises SessionError if it is not connected."""
+        card = self._card(ref)
+        session = self.sessions.get(card.id)
+        if session is None:
+            raise SessionError(f"{card.name} is not connected: {self._view(card).error}", peer=card.name)
+        return await session.link.ping()
+
+    def resolve(self, ref: str) -> str:
+        """The peer id of a name, an id or a beginning of one; ours, too. Raises NotFound, Ambiguous."""
+        return self.roster.resolve(ref)
+
+    def name_of(self, peer: str) -> str:
+        return self.roster.name_of(peer)
+
+    def connected(self, peer: str) -> bool:
+        return peer in self.sessions
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received on the streams of all sessions since the start."""
+        pairs = [*self._ended.values(), *((s.link.bytes_sent, s.link.bytes_received) for s in self._live)]
+        return sum(sent for sent, _ in pairs), sum(received for _, received in pairs)
+
+    def _card(self, ref: str) -> Card:
+        peer = self.roster.resolve(ref)
+        card = self.roster.get(peer)
+        if card is None or peer == self.me:
+            raise NotFound(f"{ref!r} is this peer itself")
+        return card
+
+    def _view(self, card: Card, *, connected: bool | None = None) -> PeerView:
+        peer = card.id
+        sent, received = self._ended.get(peer, (0, 0))
+        for session in self._live:
+            if session.peer == peer:
+                sent, received = sent + session.link.bytes_sent, received + session.link.bytes_received
+        connected = peer in self.sessions if connected is None else connected
+        silent = "not dialled yet" if card.body.addresses else "its card has no address: it has to dial us"
+        return PeerView(
+            id=peer,
+            name=card.name,
+            fingerprint=card.fingerprint,
+            addresses=list(card.body.addresses),
+            connected=connected,
+            since=self._since.get(peer, "") if connected else "",
+            bytes_sent=sent,
+            bytes_received=received,
+            error="" if connected else self._errors.get(peer, silent),
+        )
+
+    # sessions
+
+    async def _accept(self, listener: Listener) -> None:
+        assert self._nursery is not None
+        while True:
+            try:
+                stream, source = await listener.accept()
+            except Exception:
+                self._log.exception("accept_failed", address=listener.address)
+                await trio.sleep(0.1)
+                continue
+            if self.door.enter(source, trio.current_time()):
+                self._nursery.start_soon(self._let_in, stream, source)
+            else:
+                self._nursery.start_soon(self._turn_away, stream)
+
+    async def _turn_away(self, stream: trio.abc.Stream) -> None:
+        try:
+            await trio.aclose_forcefully(stream)
+        except Exception:
+            self._log.exception("close_failed")
+
+    async def _let_in(self, stream: trio.abc.Stream, source: str) -> None:
+        try:
+            try:
+                link = await respond(stream, self._identity.dh, lambda key: self.roster.by_key(key) is not None)
+            finally:
+                self.door.leave(source)
+        except HandshakeError as error:
+            self.door.refused["handshake"] += 1
+            self._log.debug("handshake_refused", source=source, reason=error.message)
+        except Exception:
+            self.door.refused["error"] += 1
+            self._log.exception("handshake_failed", source=source)
+        else:
+            self.door.know(source)
+            await self._converse(Session(self, self._peer_of(link.remote), link))
+
+    def _peer_of(self, key: bytes) -> str:
+        card = self.roster.by_key(key)
+        return card.id if card else ""
+
+    async def _converse(self, session: Session) -> bool:
+        """Supervise one session until it ends. Whether it was one that may be dialled again without a longer pause."""
+        if session.peer not in self.roster:  # removed while the handshake was on its way
+            await session.link.aclose()
+            return False
+        self._live.add(session)
+        try:
+            await session.run()
+        except Exception as error:
+            group = error if isinstance(error, ExceptionGroup) else ExceptionGroup("in a session", [error])
+            fatal, rest = group.split(StoreError)
+            if fatal is not None:
+                raise fatal from None
+            session.reason, session.violated = "a fault here; the log has it", True
+            self._log.error("session_failed", peer=self.name_of(session.peer), exc_info=rest)
+        finally:
+            self._ended_now(session)
+        return session.claim is not None and not session.violated
+
+    def adopt(self, session: Session) -> bool:
+        """The Hello of a session is here: whether it is now the session with its peer."""
+        peer = session.peer
+        assert session.claim is not None
+        old = self.sessions.get(peer)
+        if old is not None:
+            assert old.claim is not None
+            if not session.claim.replaces(old.claim):
+                session.end("another session with this peer stays")
+                return False
+            old.end("a newer session took its place")
+        self.sessions[peer] = session
+        self._since[peer] = _now()
+        self._errors.pop(peer, None)
+        if old is None:
+            self._publish(peer, "peer_connected", "")
+        self.connections.ring()
+        for scope, opened in self.scopes.items():
+            if peer in opened.audience:
+                session.sync(scope)
+        return True
+
+    def _ended_now(self, session: Session) -> None:
+        peer = session.peer
+        self._live.discard(session)
+        sent, received = self._ended.get(peer, (0, 0))
+        self._ended[peer] = (sent + session.link.bytes_sent, received + session.link.bytes_received)
+        if self.sessions.get(peer) is session:
+            del self.sessions[peer]
+            self.epochs[peer] += 1
+            self._errors[peer] = session.reason
+            self._publish(peer, "peer_disconnected", session.reason)
+            self.connections.ring()
+        elif peer not in self.sessions:
+            self._errors[peer] = session.reason
+
+    def _publish(self, peer: str, event: str, reason: str) -> None:
+        self._log.info(event, peer=self.name_of(peer), reason=reason)
+        self._events.publish(f"peer:{peer}", event, peer=peer, name=self.name_of(peer), reason=reason)
+
+    def _start_dialling(self, peer: str) -> None:
+        if peer in self._dialling:
+            self._dialling.pop(peer).cancel()
+        card = self.roster.get(peer)
+        if self._nursery is not None and card is not None and card.body.addresses:
+            self._dialling[peer] = scope = trio.CancelScope()
+            self._nursery.start_soon(self._dial, card, scope)
+
+    async def _dial(self, card: Card, scope: trio.CancelScope) -> None:
+        """Keep a session with this peer as long as it is in the roster with this card."""
+        patience = SECOND_DIALLER_S if self.me > card.id and self.card.body.addresses else 0.0
+        failures = 0
+        with scope:
+            while True:
+                ticket = self.connections.ticket
+                if card.id in self.sessions:
+                    await ticket.wait()
+                    continue
+                await trio.sleep(pause(failures, self._random.random()) + patience)
+                if card.id not in self.sessions:
+                    address = card.body.addresses[failures % len(card.body.addresses)]
+                    failures = 0 if await self._dial_once(card, address) else failures + 1
+
+    async def _dial_once(self, card: Card, address: str) -> bool:
+        try:
+            with trio.fail_after(DIAL_S):
+                stream = await self._network.connect(address)
+            link = await initiate(stream, self._identity.dh, card.body.dh)
+        except trio.TooSlowError:
+            error = f"{address}: no connection within {DIAL_S:.0f} seconds"
+        except HandshakeError as refusal:
+            error = f"{address}: {refusal.message}"
+        except OSError as cause:
+            error = f"{address}: {_words(cause)}"
+        except ConfigError as mistake:
+            error = mistake.message
+        else:
+            return await self._converse(Session(self, card.id, link))
+        if card.id not in self.sessions:
+            self._errors[card.id] = error
+        return False
+
+    # scopes
+
+    def open_scope(self, tx: Transaction, scope: bytes, audience: Sequence[str]) -> None:
+        """Open a scope for these peers (ids, ours among them). Idempotent. Raises LocalProtocolError."""
+        if self.me not in audience:
+            raise LocalProtocolError("a scope that is not for ourselves")
+        if records.open_(tx, scope, list(audience)):
+            tx.after_commit(partial(self._opened, scope, sorted(audience)))
+
+    def close_scope(self, tx: Transaction, scope: bytes) -> None:
+        """Forget everything of a scope: records, letters, offers, and after the commit their files."""
+        blobs.withdraw(tx, self.store, scope)
+        files = tx.all("SELECT digest FROM mesh_outbox WHERE scope = ? AND digest <> x''", (scope,))
+        blobs.remove(tx, self.store, [digest for (digest,) in files])
+        for table in ("scope", "record", "evidence", "outbox", "inbox", "stream"):
+            tx.execute(f"DELETE FROM mesh_{table} WHERE scope = ?", (scope,))  # noqa: S608 - constants
+        tx.after_commit(partial(self._closed, scope))
+
+    def scope_changed(self, scope: bytes) -> None:
+        """Wake whoever waits for something of this scope. A commit does that by itself: nobody needs to call this."""
+        if scope in self.scopes:
+            self.scopes[scope].wake()
+
+    def _opened(self, scope: bytes, audience: Sequence[str]) -> None:
+        opened = self.scopes[scope] = Scope(audience, Shelf())
+        for session in self._audience(opened):
+            session.sync(scope)
+
+    def _closed(self, scope: bytes) -> None:
+        opened = self.scopes.pop(scope, None)
+        self.waiting.close(scope)
+        self._fetched.close(scope)
+        if opened is not None:
+            opened.wake()
+        self.room.ring()
+        self.connections.ring()
+
+    def _audience(self, opened: Scope) -> list[Session]:
+        return [self.sessions[peer] for peer in opened.audience if peer in self.sessions]
+
+    def _scope(self, scope: bytes) -> Scope:
+        opened = self.scopes.get(scope)
+        if opened is None:
+            raise LocalProtocolError("this scope is not open")
+        return opened
+
+    # records
+
+    def publish(self, tx: Transaction, scope: bytes, kind: str, slot: str, body: bytes) -> None:
+        """Sign a statement, keep it and tell the audience after the commit. The same again is nothing.
+
+        Raises LocalProtocolError for other bytes in a slot of ours, a scope that is not open, too large a body, and
+        beyond the caps of records.py.
+        """
+        try:
+            signed = records.sign(self._identity.signing, Record(scope, kind, slot, self.me, bytes(body)))
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(f"this cannot be a record: {error.message}") from None
+        outcome = records.keep(tx, signed)
+        if outcome == "new":
+            tx.after_commit(partial(self._added, signed, push=True))
+        elif outcome != "same":
+            raise LocalProtocolError(
+                f"another {kind} record of ours is in slot {slot!r}, or the scope is closed or full"
+            )
+
+    def discard(self, tx: Transaction, scope: bytes, kind: str, slot: str) -> None:
+        """Forget all senders' records of this slot. They come back unless `refuse` says no."""
+        records.discard(tx, scope, kind, slot)
+        tx.after_commit(partial(self._discarded, scope, kind, slot))
+
+    def find(self, scope: bytes, kind: str, slot: str, sender: str) -> bytes | None:
+        """The body of a record that is here."""
+        opened = self.scopes.get(scope)
+        signed = opened.shelf.get(kind, slot, sender) if opened else None
+        return signed.record.body if signed else None
+
+    def held(self, scope: bytes, kind: str) -> dict[tuple[str, str], bytes]:
+        """All records of a kind that are here: (slot, sender) → body."""
+        return self.scopes[scope].shelf.bodies(kind) if scope in self.scopes else {}
+
+    def changed(self, scope: bytes) -> Awaitable[None]:
+        """Wait until a record is added to the scope after this call was made, or the scope is closed."""
+        return self._scope(scope).added.ticket.wait()
+
+    def refuse(self, scope: bytes, predicate: Callable[[Record], bool]) -> None:
+        """Drop coming records of the scope for which this is True, until the scope closes or the daemon ends."""
+        self._scope(scope).refusals.append(predicate)
+
+    async def record_came(self, session: Session, raw: Buffer) -> None:
+        """A record from a session, by whomever. Raises RemoteProtocolError for what its signer did not say."""
+        signed = records.parse(raw)
+        record = signed.record
+        card = self.roster.get(record.sender)
+        if card is None:
+            return
+        if record.scope not in self.scopes:
+            if record.kind != CONTRACT or record.sender != session.peer or self.on_unknown_scope is None:
+                return
+            _verified(signed, card)
+            await self._ask_about(record)
+        opened = self.scopes.get(record.scope)
+        if opened is None or not {record.sender, session.peer} <= set(opened.audience):
+            return
+        held = opened.shelf.get(*signed.key)
+        if (held is not None and held.digest == signed.digest) or any(no(record) for no in opened.refusals):
+            return
+        _verified(signed, card)
+
+        def commit(tx: Transaction) -> str:
+            outcome = records.keep(tx, signed)
+            if outcome == "new":
+                tx.after_commit(partial(self._added, signed, push=False))
+            return outcome
+
+        if await self.store.write(commit) == "evidence":
+            peer, name = record.sender, self.name_of(record.sender)
+            facts = {"peer": peer, "name": name, "kind": record.kind, "slot": record.slot}
+            self._log.warning("equivocation", **facts)
+            self._events.publish(f"peer:{peer}", "equivocation", scope=record.scope.hex(), **facts)
+
+    def _discarded(self, scope: bytes, kind: str, slot: str) -> None:
+        if scope in self.scopes:
+            self.scopes[scope].shelf.discard(kind, slot)
+
+    async def _ask_about(self, record: Record) -> None:
+        assert self.on_unknown_scope is not None
+        try:
+            await self.on_unknown_scope(record)
+        except StoreError:
+            raise
+        except Exception:
+            self._log.exception("contract_not_considered", peer=self.name_of(record.sender))
+
+    def _added(self, signed: Signed, *, push: bool) -> None:
+        opened = self.scopes.get(signed.record.scope)
+        if opened is not None and opened.shelf.add(signed):
+            opened.added.ring()
+            for session in self._audience(opened) if push else ():
+                session.push(signed)
+
+    # mail
+
+    def post(
+        self,
+        tx: Transaction,
+        contract: bytes,
+        stage: str,
+        to: str,
+        tag: str,
+        header: bytes,
+        buffers: Sequence[Buffer],
+    ) -> int:
+        """Commit a letter to the outbox; it is sent after the commit. Its number in the stream (stage, to).
+
+        Raises LocalProtocolError if `to` is no other peer of the scope, or the letter too large.
+        """
+        if to == self.me or to not in (records.audience_of(tx, contract) or ()):
+            raise LocalProtocolError(f"{self.name_of(to)} is not a peer of this scope")
+        seq = mail.post(tx, self.store, self.me, contract, stage, to, (tag, header, buffers))
+        tx.after_commit(partial(self.posted, to, contract))
+        return seq
+
+    def posted(self, to: str, contract: bytes | None = None) -> None:
+        """Look into the outbox for this peer. A commit does that by itself: nobody needs to call this."""
+        for scope, opened in self.scopes.items():
+            if contract in (None, scope):
+                opened.outbox[to].ring()
+
+    async def next_mail(self, contract: bytes, stage: str, sender: str) -> Mail:
+        """The first letter of this stream that is not taken; waits for it. Raises LocalProtocolError once closed."""
+        place = Place(contract, stage, sender, self.me, 0)
+        while True:
+            ticket = self._scope(contract).inbox[sender].ticket
+            row = await self.store.read(lambda tx: mail.first(tx, contract, stage, sender))
+            if row is None:
+                await ticket.wait()
+                continue
+            seq, digest, body = row
+            try:
+                content = read_file(self._fetched.path_of(contract, digest)) if digest else body
+            except OSError as error:
+                self._scope(contract)  # closed meanwhile
+                raise StoreError(f"{self._fetched.path_of(contract, digest)}: {error.strerror}") from None
+            return mail.unpack(place._replace(seq=seq), content)
+
+    def take(self, tx: Transaction, contract: bytes, stage: str, sender: str, letter: Mail) -> None:
+        """The letter has had its effect in this transaction: it does not come again. LocalProtocolError if it did."""
+        size, digest = mail.take(tx, contract, stage, sender, letter.seq)
+        tx.after_commit(partial(self._taken, contract, sender, size, digest))
+
+    def taken(self, contract: bytes, stage: str, sender: str) -> None:
+        """Make room for further letters. A commit does that by itself: nobody needs to call this."""
+        self.room.ring()
+
+    def _taken(self, contract: bytes, sender: str, size: int, digest: bytes) -> None:
+        if contract in self.scopes:
+            self.waiting.add(contract, sender, -1, -size)
+        if digest:
+            self._fetched.remove(contract, digest)
+        self.room.ring()
+
+    # blobs
+
+    def offer(self, tx: Transaction, scope: bytes, digest: bytes, size: int) -> None:
+        """Let the audience fetch a file of the store; it is removed when the scope is closed or the offer withdrawn.
+
+        Raises LocalProtocolError if there is no such file, or no such scope.
+        """
+        if records.audience_of(tx, scope) is None:
+            raise LocalProtocolError("this scope is not open")
+        blobs.offer(tx, self.store, scope, digest, size)
+
+    def withdraw(self, tx: Transaction, scope: bytes, digest: bytes) -> None:
+        """End an offer, and forget what was fetched under this digest; after the commit the files go, too."""
+        blobs.withdraw(tx, self.store, scope, digest)
+        tx.after_commit(partial(self._fetched.remove, scope, digest))
+
+    async def fetch(self, scope: bytes, digest: bytes, size: int, holders: Sequence[str]) -> Path:
+        """The file of that digest and size, from any of the holders (peer ids) that is connected; waits for one.
+
+        It is whole, verified and durable, and stays until the scope is closed or it is withdrawn. Concurrent calls
+        share one transfer. Raises TrustError if every holder sent something else, LocalProtocolError once closed.
+        """
+        if self.me in holders and (own := self.store.path_of(digest)).exists():
+            return own
+        return await self.pull(scope, digest, size, holders)
+
+    async def pull(self, scope: bytes, digest: bytes, size: int, holders: Sequence[str]) -> Path:
+        """`fetch`, from others only."""
+        opened = self._scope(scope)
+        path = self._fetched.path_of(scope, digest)
+        lock = opened.fetching.setdefault(digest, trio.Lock())
+        try:
+            async with lock:
+                if not path.exists():
+                    await self._transfer(scope, Incoming(path, digest, size), holders)
+        finally:
+            if not lock.locked():
+                opened.fetching.pop(digest, None)
+        return path
+
+    async def _transfer(self, scope: bytes, incoming: Incoming, holders: Sequence[str]) -> None:
+        honest = [peer for peer in holders if peer != self.me]
+        tries = 0
+        try:
+            while True:
+                ticket = self.connections.ticket
+                self._scope(scope)
+                usable = [self.sessions[peer] for peer in honest if peer in self.sessions]
+                if not (usable or incoming.complete):
+                    await ticket.wait()
+                    continue
+                session = usable[tries % len(usable)] if usable else None
+                tries += 1
+                fresh = incoming.offset == 0 and not incoming.complete
+                if not incoming.complete and session is not None:
+                    await session.pull(scope, incoming)
+                if not incoming.complete:
+                    await trio.sleep(PULL_AGAIN_S)
+                elif await self.store.run(incoming.finish):
+                    return
+                elif fresh and session is not None:
+                    honest.remove(session.peer)
+                    self._log.warning("blob_refused", peer=self.name_of(session.peer), digest=incoming.digest.hex())
+                    if not honest:
+                        raise TrustError(
+                            f"{self.name_of(session.peer)} sent another file than it offered",
+                            peer=self.name_of(session.peer),
+                        )
+        except StoreError:
+            self._scope(scope)  # its folder is gone because the scope was closed: no fault of the disk
+            raise
+        finally:
+            incoming.close()
+
+
+def _verified(signed: Signed, card: Card) -> None:
+    try:
+        signed.verify(card.body.signing)
+    except TrustError as error:
+        raise RemoteProtocolError(error.message) from None
+
+
+def _words(error: OSError) -> str:
+    """What an operator reads of a failed dial."""
+    cause = error.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[-1]
+    text = (cause.strerror if isinstance(cause, OSError) else None) or error.strerror or str(error)
+    return text.lower()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

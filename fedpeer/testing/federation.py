@@ -1,0 +1,185 @@
+"""A whole federation in one process: n real daemons on a network in memory, with workers that are coroutines.
+
+    async with federation(folder, ["alice", "bob", "carol"]) as peers:
+        await peers["alice"].daemon.catalog.add("rows", …)
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(STAGES))
+        await peers["bob"].restart()                        # as after a kill: only what is on disk is left
+        await peers["bob"].daemon.jobs.wait(job.id)
+
+Under trio's autojump clock time passes only when everybody waits, and the daemons' wall clock is that clock. Arithmetic
+and the store run inline, for threads do not mix with it. To see what a kill does at any point, `Organization.step`
+is called at every step of a worker, and may ask for the death of the worker or of the whole daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import trio
+
+from fedpeer import stage
+from fedpeer.config import Config
+from fedpeer.crypto import Secret, hash_
+from fedpeer.daemon import Daemon
+from fedpeer.identity import Identity
+from fedpeer.jobs.contract import FindStage
+from fedpeer.store import call_directly
+from fedpeer.testing.network import MemoryNetwork
+from fedpeer.testing.workers import CoroutineWorker
+from fedpeer.worker import protocol
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+PORT = 7420
+
+
+class Organization:
+    """One peer: its folder and key outlive any of its daemons."""
+
+    def __init__(self, federation: Federation, name: str) -> None:
+        self.name = name
+        self.identity = Identity(Secret(hash_("fp.testing", name.encode())))
+        self.step: Callable[[protocol.Message], str] = lambda _message: ""
+        """"worker": the worker dies here, "daemon": the daemon does, "" nobody."""
+        self.deaths = 0
+        self._federation = federation
+        self._folder = federation.folder / name
+        self._scope = trio.CancelScope()
+        self._gone = trio.Event()
+        self._daemon: Daemon | None = None
+
+    @property
+    def daemon(self) -> Daemon:
+        assert self._daemon is not None, f"{self.name} is down"
+        return self._daemon
+
+    async def start(self) -> None:
+        """Start the daemon on what is in the folder."""
+        federation = self._federation
+        address = f"{self.name}:{PORT}"
+        config = Config(
+            home=self._folder,
+            name=self.name,
+            listen=(address,),
+            addresses=(address,),
+            state=self._folder / "state",
+            key_file=self._folder / "identity.key",
+            socket=self._folder / "admin.sock",
+            log_level="info",
+            origin={},
+        )
+        self._daemon = Daemon(
+            config,
+            self.identity,
+            federation.network.host(self.name),
+            run_in_thread=call_directly,
+            run_store=call_directly,
+            start_worker=self._start_worker,
+            now=federation.now,
+            find=federation.find,
+        )
+        self._scope, self._gone = trio.CancelScope(), trio.Event()
+        await federation.nursery.start(self._live, self._daemon, self._scope, self._gone)
+
+    async def stop(self) -> None:
+        """End the daemon. In a simulation this is a kill: nothing is written at the end but what is on disk already."""
+        self._scope.cancel()
+        await self._gone.wait()
+        self._daemon = None
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def _live(
+        self,
+        daemon: Daemon,
+        scope: trio.CancelScope,
+        gone: trio.Event,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        try:
+            with scope:
+                await daemon.run(task_status=task_status)
+        finally:
+            gone.set()
+
+    async def _start_worker(self, start: protocol.Start) -> CoroutineWorker:
+        await trio.lowlevel.checkpoint()
+        return CoroutineWorker(start, self._federation.find, self._at_step)
+
+    async def _at_step(self, message: protocol.Message) -> bool:
+        victim = self.step(message)
+        if victim:
+            self.deaths += 1
+        if victim == "daemon":
+            self._scope.cancel()
+            self._federation.nursery.start_soon(self._rise)
+            await trio.sleep_forever()  # until the cancellation is here: nothing is done any more
+        return bool(victim)
+
+    async def _rise(self) -> None:
+        """What a service manager does after a daemon died."""
+        await self._gone.wait()
+        await trio.sleep(0.1)
+        await self.start()
+
+
+class Federation(Mapping[str, Organization]):
+    """The organizations by name."""
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], network: MemoryNetwork, nursery: trio.Nursery, find: FindStage
+    ) -> None:
+        self.folder, self.network, self.nursery, self.find = folder, network, nursery, find
+        self._organizations = {name: Organization(self, name) for name in names}
+
+    def __getitem__(self, name: str) -> Organization:
+        return self._organizations[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._organizations)
+
+    def __len__(self) -> int:
+        return len(self._organizations)
+
+    def now(self) -> datetime:
+        """The wall clock of all of them."""
+        return EPOCH + timedelta(seconds=trio.current_time())
+
+    async def introduce(self) -> None:
+        """Everybody adds everybody's card, and waits until all are connected."""
+        for one in self.values():
+            for other in self.values():
+                if one is not other:
+                    await one.daemon.mesh.add_peer(other.daemon.mesh.card.text)
+        while not all(peer.connected for one in self.values() for peer in one.daemon.mesh.peers()):  # noqa: ASYNC110
+            await trio.sleep(0.1)
+
+    def contract(self, stages: str, *, name: str = "job", rules: str = "") -> str:
+        """The TOML of a contract of all of them, each alias being the name."""
+        participants = "\n".join(f'{one.name} = "{one.identity.id}"' for one in self.values())
+        return f'version = 1\nname = "{name}"\n[participants]\n{participants}\n{stages}\n[rules]\n{rules}\n'
+
+
+@asynccontextmanager
+async def federation(
+    folder: Path,
+    names: Sequence[str],
+    *,
+    network: MemoryNetwork | None = None,
+    find: FindStage = stage.find,
+    introduced: bool = True,
+) -> AsyncIterator[Federation]:
+    """Daemons of these names, running, and connected with each other unless `introduced` is False."""
+    async with trio.open_nursery() as nursery:
+        peers = Federation(folder, names, network or MemoryNetwork(), nursery, find)
+        for one in peers.values():
+            await one.start()
+        if introduced:
+            await peers.introduce()
+        yield peers
+        nursery.cancel_scope.cancel()

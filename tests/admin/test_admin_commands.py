@@ -1,0 +1,118 @@
+"""The table, the routes, the client and the command line say the same."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from fedpeer import cli
+from fedpeer.admin.client import request
+from fedpeer.admin.commands import COMMANDS, Command
+from fedpeer.errors import UsageError
+
+LOCAL = {"init", "run", "config.show", "events", "job.watch"}
+"""verbs that are no row of the table"""
+
+
+def verbs(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from verbs(command, f"{prefix}{name}.")
+        else:
+            yield prefix + name, command
+
+
+def test_every_command_has_a_verb_with_its_help_and_every_verb_a_command() -> None:
+    found = dict(verbs(cli.cli))
+    asked = {name for name in COMMANDS if not name.startswith("health.")}
+    assert asked == set(found) - LOCAL
+    for name in asked:
+        assert found[name].help == COMMANDS[name].help
+    for name, verb in found.items():
+        assert verb.help, f"{name} has no help"
+        assert {"--home", "--json"} <= {option for param in verb.params for option in param.opts}
+
+
+def test_the_command_line_calls_commands_with_arguments_they_have() -> None:
+    tree = ast.parse(Path(cli.__file__).read_text())
+    called = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "call":
+            (named,) = node.args
+            if isinstance(named, ast.Constant):
+                command = COMMANDS[named.value]
+                given = {keyword.arg for keyword in node.keywords}
+                fields = msgspec.structs.fields(command.arguments)
+                assert given <= {field.name for field in fields}, named.value
+                assert {field.name for field in fields if field.required} <= given, named.value
+                called.add(named.value)
+    assert called == {name for name in COMMANDS if not name.startswith("health.")}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_row_is_complete(command: Command) -> None:
+    assert command.help.strip().endswith(".")
+    assert set(command.in_path) <= set(command.arguments.__struct_fields__)
+    assert command.path.startswith("/v1/")
+    assert command.method in ("GET", "POST", "DELETE")
+
+
+def test_no_two_commands_have_one_route() -> None:
+    routes = [(command.method, command.path.replace("{name}", "{ref}")) for command in COMMANDS.values()]
+    assert len(set(routes)) == len(routes)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "target", "body"),
+    [
+        ("status", {}, "/v1/status", None),
+        ("job.show", {"ref": "my job.."}, "/v1/jobs/my%20job..", None),
+        ("model.predict", {"ref": "ab", "dataset": "ü&x"}, "/v1/models/ab/predict?dataset=%C3%BC%26x", None),
+        ("peer.remove", {"ref": "ab"}, "/v1/peers/ab", None),
+        ("peer.add", {"card": "x"}, "/v1/peers", b'{"card":"x"}'),
+        ("dataset.add", {"name": "a", "uri": "/x", "id": None}, "/v1/datasets", b'{"name":"a","uri":"/x"}'),
+        ("job.cancel", {"ref": "ab"}, "/v1/jobs/ab/cancel", b"{}"),
+    ],
+)  # fmt: skip
+def test_a_request_is_a_path_a_query_and_a_body(
+    name: str, arguments: dict[str, str], target: str, body: bytes | None
+) -> None:
+    assert request(COMMANDS[name], arguments) == (target, body)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("job.show", {"ref": "a/b"}, "is not a ref"),
+        ("job.show", {"ref": ".."}, "is not a ref"),
+        ("job.show", {"ref": ""}, "length >= 1"),
+        ("job.show", {}, "missing required field `ref`"),
+        ("job.show", {"reff": "x"}, "no argument 'reff'"),
+        ("status", {"verbose": True}, "no argument 'verbose'"),
+        ("peer.add", {"card": "x" * 9000}, "length <= 8192"),
+    ],
+)
+def test_wrong_arguments_are_found_before_anything_is_sent(name: str, arguments: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        request(COMMANDS[name], arguments)
+
+
+def test_the_client_is_importable_alone() -> None:
+    code = "import sys; from fedpeer.admin.client import Client; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"trio", "numpy", "pyarrow", "nacl", "cryptography", "starlette", "h11", "click", "rich"}
+
+
+def test_the_command_line_starts_without_heavy_modules() -> None:
+    code = "import sys; import fedpeer.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"trio", "numpy", "pyarrow", "nacl", "cryptography", "starlette", "rich"}

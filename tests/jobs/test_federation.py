@@ -1,0 +1,497 @@
+"""Whole daemons in one process: jobs from the contract to the model, whatever happens on the way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from fedpeer import stage as stages
+from fedpeer.errors import Ambiguous, ContractError, JobError, NotFound
+from fedpeer.jobs.views import JobView
+from fedpeer.peers import Peers
+from fedpeer.stage import Open, Params, Report, Stage, Sum, Table, at_least, exactly, stage
+from fedpeer.testing.federation import Federation, federation
+from fedpeer.worker import protocol
+
+NAMES = ["alice", "bob", "carol", "dave"]
+TRAIN = """
+[[stage]]
+id = "fit"
+run = "horizontal.logistic:fit"
+inputs = { table = "dataset:rows" }
+params = { reg_lambda = 0.1 }
+[[stage]]
+id = "evaluate"
+run = "horizontal.logistic:evaluate"
+inputs = { model = "fit.model", table = "dataset:rows" }
+"""
+
+
+@pytest.fixture(autouse=True)
+def _time_jumps(autojump_clock: trio.testing.MockClock) -> None:
+    pass
+
+
+def write_rows(path: Path, number: int, n: int = 60, columns: str = "id,a,b,y") -> Path:
+    chance = np.random.Generator(np.random.PCG64(number))
+    x = chance.normal(size=(n, 2))
+    y = (x @ [1.5, -1.0] + chance.normal(size=n) > 0).astype(int)
+    lines = [f"{number}-{i},{a:.6f},{b:.6f},{label}" for i, ((a, b), label) in enumerate(zip(x, y, strict=True))]
+    path.write_text("\n".join([columns, *lines]) + "\n")
+    return path
+
+
+async def add_rows(peers: Federation) -> None:
+    for number, peer in enumerate(peers.values()):
+        path = write_rows(peers.folder / f"{peer.name}.csv", number)
+        await peer.daemon.catalog.add("rows", str(path), "id", "y")
+
+
+async def ends(peers: Federation, job: str) -> dict[str, JobView]:
+    """The job at all peers when it has ended everywhere, whatever daemons come and go meanwhile."""
+    views: dict[str, JobView] = {}
+    while len(views) < len(peers):
+        await trio.sleep(0.2)
+        for peer in peers.values():
+            try:
+                view = await peer.daemon.jobs.get(job)
+            except (AssertionError, NotFound):
+                continue
+            if view.finished:
+                views[peer.name] = view
+    return views
+
+
+async def settle(peers: Federation) -> None:
+    """Until nobody needs anything of any job."""
+    while any(peer.daemon.mesh.scopes for peer in peers.values()):
+        await trio.sleep(0.2)
+
+
+def outputs(view: JobView) -> dict[str, str]:
+    return {f"{output.stage}.{output.name}": output.digest for output in view.outputs}
+
+
+# the whole way
+
+
+async def test_four_train_one_model_and_each_can_use_it(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        alice = peers["alice"].daemon
+        seen: dict[str, list[str]] = {name: [] for name in NAMES}
+        for name, peer in peers.items():
+            peer.daemon.events.subscribe(
+                lambda event, name=name: (
+                    seen[name].append(event["event"]) if event["topic"].startswith("job:") else None
+                )
+            )
+        proposed = await alice.jobs.submit(peers.contract(TRAIN, rules="min_parties = 4"))
+        assert (proposed.state, proposed.me, proposed.initiator) == ("proposed", "alice", "alice")
+        views = await ends(peers, proposed.id)
+        await settle(peers)
+
+        assert {view.state for view in views.values()} == {"done"}
+        assert len({tuple(outputs(view).items()) for view in views.values()}) == 1
+        for name, view in views.items():
+            assert [(s.id, s.state, s.role) for s in view.stages] == [
+                ("fit", "done", "member"),
+                ("evaluate", "done", "member"),
+            ]
+            assert {p.state for p in view.participants} == {"approved"}
+            assert view.waiting_for == []
+            events = [event for event in seen[name] if event not in ("progress", "sum")]
+            assert sorted(events) == sorted(
+                ["proposed", *["countersigned"] * 4, "agreed", *["stage_started", "stage_done"] * 2, "done"]
+            )
+            assert events[-1] == "done"
+            assert "progress" in seen[name]
+            report = next(output.values for output in view.outputs if output.kind == "report")
+            assert report is not None
+            assert report["auc"] > 0.8
+        for peer in peers.values():
+            daemon = peer.daemon
+            (model,) = await daemon.jobs.models()
+            assert model.digest == outputs(views[peer.name])["fit.model"]
+            assert model.algorithm == "horizontal.logistic"
+            table = await daemon.jobs.predict(model.digest[:8], "rows")
+            assert table.num_rows == 60
+            assert (await daemon.jobs.model("job")).digest == model.digest
+            # what only the running job needed is gone: journal, snapshots, masked vectors, scope
+            kept = {path.name for path in daemon.store.files.iterdir()}
+            assert kept == set(outputs(views[peer.name]).values())
+            for rows in ("checkpoint", "journal", "job_snapshot", "mesh_record", "mesh_outbox", "aggregation_sum"):
+                assert daemon.store.write_now(lambda tx, rows=rows: tx.all(f"SELECT * FROM {rows}")) == []
+
+
+async def test_a_finished_job_is_as_it_was_after_a_restart(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        job = await peers["bob"].daemon.jobs.submit(peers.contract(TRAIN))
+        before = (await ends(peers, job.id))["bob"]
+        logs = await peers["bob"].daemon.jobs.logs(job.id)
+        await settle(peers)
+        await peers["bob"].restart()
+        after = await peers["bob"].daemon.jobs.get("job")
+        for view in (before, after):
+            for participant in view.participants:
+                participant.connected = True
+        assert after == before
+        assert await peers["bob"].daemon.jobs.logs(job.id) == logs
+        assert [line.event for line in logs][0] == "proposed"
+        assert [line.event for line in logs][-1] == "done"
+        assert len(await peers["bob"].daemon.jobs.models()) == 1
+
+
+async def test_a_peer_that_is_down_is_waited_for_by_name(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        await peers["dave"].stop()
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        await trio.sleep(3600)
+        for name in ("alice", "bob", "carol"):
+            view = await peers[name].daemon.jobs.get(job.id)
+            assert (view.state, view.waiting_for) == ("proposed", ["dave"])
+            assert {p.alias: (p.state, p.connected) for p in view.participants}["dave"] == ("waiting", False)
+        await peers["dave"].start()
+        assert {view.state for view in (await ends(peers, job.id)).values()} == {"done"}
+
+
+# it ends before it begins
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code", "words"),
+    [
+        ("dataset", "job", "dave has no dataset of that name"),
+        ("data", "job", "dave could not read its data"),
+        ("columns", "columns_differ", "which dave has not"),
+        ("roster", "job", "dave does not know every participant"),
+    ],
+)
+async def test_who_cannot_take_part_says_why_and_all_know(
+    quick_path: Path, break_it: str, code: str, words: str
+) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        dave = peers["dave"].daemon
+        source = quick_path / "dave.csv"
+        if break_it == "dataset":
+            await dave.catalog.remove("rows")
+        elif break_it == "data":
+            source.write_text(source.read_text() + "x,1,many,1\n")
+        elif break_it == "roster":
+            await dave.mesh.remove_peer("bob")
+        else:
+            await dave.catalog.remove("rows")
+            await dave.catalog.add("rows", str(write_rows(source, 9, columns="id,a,c,y")), "id", "y")
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        if break_it == "roster":
+            await trio.sleep(5)
+            views = {"alice": await peers["alice"].daemon.jobs.get(job.id)}
+        else:
+            views = await ends(peers, job.id)
+        for name, view in views.items():
+            assert view.state == "failed"
+            assert view.error is not None
+            assert {s.state for s in view.stages} == {"waiting"}, "nothing was computed"
+            if name != "dave":
+                assert view.error.code == code
+                assert words in view.error.message
+        if break_it == "dataset":  # our own operator reads more than the others
+            assert views["dave"].error.code == "contract"
+            assert "there is no dataset 'rows' here" in views["dave"].error.message
+        if break_it == "data":
+            assert "column 'b'" in views["dave"].error.message
+            assert not any("many" in str(view) for view in views.values())
+        for peer in peers.values():
+            assert not list(peer.daemon.store.files.iterdir()), "no snapshot is left"
+
+
+async def test_what_is_wrong_at_the_submitter_is_said_at_once_and_leaves_nothing(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        jobs = peers["alice"].daemon.jobs
+        good = peers.contract(TRAIN)
+        for text, words in (
+            (good.replace("dataset:rows", "dataset:row"), "there is no dataset 'row' here"),
+            (good.replace(f'"{peers["dave"].identity.id}"', '"eve"'), "eve"),
+            (good.replace("reg_lambda", "reg_lamda"), "no parameter 'reg_lamda'"),
+            (good.replace("logistic:fit", "logistic:fot"), "'fot'"),
+            ("x", "not TOML"),
+        ):
+            with pytest.raises(ContractError) as caught:
+                await jobs.submit(text)
+            assert words in caught.value.message
+        assert await jobs.list() == []
+
+
+async def test_a_contract_that_nobody_answers_expires(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        await peers["dave"].stop()
+        text = peers.contract(TRAIN).replace("version = 1", "version = 1\nexpires = 2026-01-02T00:00:00Z")
+        job = await peers["alice"].daemon.jobs.submit(text)
+        for name in ("alice", "bob"):
+            view = await peers[name].daemon.jobs.wait(job.id)
+            assert view.state == "failed"
+            assert "expired; it still waited for dave" in view.error.message
+        await trio.sleep(3600)
+        assert not peers["alice"].daemon.mesh.scopes, "nobody is served for ever"
+        assert 24 * 3600 <= trio.current_time() < 26 * 3600
+        await peers["dave"].start()
+        await trio.sleep(60)
+        assert await peers["dave"].daemon.jobs.list() == []
+        assert len(await peers["alice"].daemon.jobs.list()) == 1
+
+
+async def test_any_participant_can_cancel(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        await peers["dave"].stop()
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        await trio.sleep(5)
+        assert (await peers["carol"].daemon.jobs.cancel("job")).state == "cancelled"
+        assert (await peers["carol"].daemon.jobs.cancel("job")).state == "cancelled"
+        await peers["dave"].start()
+        views = await ends(peers, job.id)
+        assert {view.state for view in views.values()} == {"cancelled"}
+        assert all("carol" in view.error.message for view in views.values())
+        await settle(peers)
+        with pytest.raises(NotFound):
+            await peers["alice"].daemon.jobs.cancel("nothing")
+
+
+async def test_a_job_that_has_ended_is_not_cancelled(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        await ends(peers, job.id)
+        with pytest.raises(JobError, match="has ended: done"):
+            await peers["bob"].daemon.jobs.cancel(job.id)
+
+
+async def test_two_jobs_of_one_name_are_two_jobs(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        jobs = peers["alice"].daemon.jobs
+        one, two = await jobs.submit(peers.contract(TRAIN)), await jobs.submit(peers.contract(TRAIN))
+        assert one.id != two.id
+        with pytest.raises(Ambiguous) as caught:
+            await jobs.get("job")
+        assert one.id in caught.value.hint
+        assert two.id in caught.value.hint
+        assert (await jobs.get(one.id[:10])).id == one.id
+        for job in (one, two):
+            assert {view.state for view in (await ends(peers, job.id)).values()} == {"done"}
+        with pytest.raises(NotFound):
+            await jobs.get("")
+
+
+# while it runs
+
+
+def test_peers() -> None:
+    """The stage below checks what it is told itself: each message once and in order."""
+
+
+@stage(
+    version=1,
+    roles={"guest": exactly(1), "host": at_least(2)},
+    inputs={"table": Table},
+    outputs={"report": Report},
+    messages={
+        "ask": Open("guest", "host", "a number", per_turn=3),
+        "tell": Open("host", "guest", "a number", per_turn=3),
+        "total": Sum("a total"),
+    },
+)
+async def converse(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+    own = {"said": 0}
+    shared: dict[str, Any] = {"total": 0}
+    for turn in peers.rounds(6, shared=shared, own=own):
+        number = int(peers.random.integers(0, 1 << 30, 1)[0])
+        if peers.role == "guest":
+            for i in range(3):
+                await peers.broadcast("ask", [own["said"] + i, np.full(20_000 * (i == 1), number)], role="host")
+            for host in peers.having("host"):
+                for i in range(3):
+                    heard = await peers.receive(host, "tell")
+                    assert heard == [own["said"] + i, own["said"] + i]
+        else:
+            for i in range(3):
+                asked, _ = await peers.receive(peers.having("guest")[0], "ask")
+                assert asked == own["said"] + i
+                await peers.send(peers.having("guest")[0], "tell", [asked, own["said"] + i])
+        own["said"] += 3
+        total = await peers.sum("total", np.array([number]))
+        shared["total"] += int(total["values"][0])
+        peers.progress(turn + 1, 6)
+    return {"report": Report({"total": shared["total"], "said": own["said"]})}
+
+
+@stage(version=1, roles={"member": at_least(1)}, inputs={"report": Report}, outputs={"report": Report}, messages={})
+async def double(peers: Peers, params: Params, report: Report) -> dict[str, Any]:
+    return {"report": Report({"twice": 2 * report.values["total"]})}
+
+
+def find(name: str) -> Stage:
+    return {"test.talk:converse": converse, "test.talk:double": double}.get(name) or stages.find(name)
+
+
+CONVERSE = """
+[[stage]]
+id = "twice"
+run = "test.talk:double"
+roles = { member = ["alice", "carol"] }
+inputs = { report = "talk.report" }
+[[stage]]
+id = "talk"
+run = "test.talk:converse"
+roles = { guest = "bob", host = ["alice", "carol", "dave"] }
+inputs = { table = "dataset:rows" }
+"""
+
+
+async def test_a_vertical_stage_feeds_another_that_some_have(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await add_rows(peers)
+        job = await peers["carol"].daemon.jobs.submit(peers.contract(CONVERSE))
+        views = await ends(peers, job.id)
+        assert {view.state for view in views.values()} == {"done"}
+        values = {name: {o.stage: o.values for o in view.outputs} for name, view in views.items()}
+        assert {v["talk"]["said"] for v in values.values()} == {18}
+        assert len({v["talk"]["total"] for v in values.values()}) == 1
+        assert values["alice"]["twice"] == {"twice": 2 * values["alice"]["talk"]["total"]}
+        assert "twice" not in values["bob"]
+        assert [(s.id, s.role, s.state) for s in views["bob"].stages] == [
+            ("talk", "guest", "done"),
+            ("twice", "", "waiting"),
+        ]
+
+
+def killer(chance: random.Random, share: float) -> Callable[[protocol.Message], str]:
+    return lambda _message: chance.choice(["worker", "daemon"]) if chance.random() < share else ""
+
+
+@pytest.mark.parametrize("part", range(8))
+async def test_killed_anywhere_all_end_with_the_same_model(quick_path: Path, seed: int, part: int) -> None:
+    chance = random.Random(f"{seed}/{part}")
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await add_rows(peers)
+        for peer in peers.values():
+            peer.step = killer(chance, 0.03)
+        text = peers.contract(TRAIN if part % 2 else CONVERSE, rules="restarts = 100")
+        job = await peers["alice"].daemon.jobs.submit(text)
+        with trio.fail_after(3000):
+            views = await ends(peers, job.id)
+        assert sum(peer.deaths for peer in peers.values()) > 0
+        assert {view.state for view in views.values()} == {"done"}, [view.error for view in views.values()]
+        if part % 2:
+            assert len({outputs(view)["fit.model"] for view in views.values()}) == 1
+        else:
+            assert {o.values["said"] for v in views.values() for o in v.outputs if o.stage == "talk"} == {18}
+
+
+async def test_a_daemon_that_stops_in_mid_round_goes_on_by_itself(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        stopped = trio.Event()
+
+        def step(message: protocol.Message) -> str:
+            if isinstance(message, protocol.TotalAnswer):
+                count.append(1)
+            if len(count) == 3:
+                count.append(1)
+                stopped.set()
+                return "daemon"
+            return ""
+
+        count: list[int] = []
+        peers["bob"].step = step
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        await stopped.wait()
+        views = await ends(peers, job.id)
+        assert {view.state for view in views.values()} == {"done"}
+        assert len({outputs(view)["fit.model"] for view in views.values()}) == 1
+        assert {s.restarts for view in views.values() for s in view.stages} == {0}, "no worker crashed"
+
+
+async def test_a_worker_that_always_crashes_fails_its_job_by_name_and_the_daemon_lives(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        peers["bob"].step = lambda message: "worker" if isinstance(message, protocol.TotalAnswer) else ""
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        views = await ends(peers, job.id)
+        for name, view in views.items():
+            assert (view.state, view.error.code) == ("failed", "worker_crashed")
+            assert "'fit' ended 3 times without a result" in view.error.message
+            assert (view.error.peer == "bob") == (name != "bob")
+        assert views["bob"].stages[0].restarts == 2
+        await settle(peers)
+        peers["bob"].step = lambda _message: ""
+        again = await peers["bob"].daemon.jobs.submit(peers.contract(TRAIN, name="again"))
+        assert {view.state for view in (await ends(peers, again.id)).values()} == {"done"}
+
+
+async def test_a_participant_that_stays_away_ends_the_job_by_name(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        gone = trio.Event()
+        peers["dave"].step = lambda message: gone.set() or "" if isinstance(message, protocol.TotalAnswer) else ""
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN, rules="stall_s = 600"))
+        await gone.wait()
+        await peers["dave"].stop()
+        since = trio.current_time()
+        await trio.sleep(120)
+        view = await peers["bob"].daemon.jobs.get(job.id)
+        assert (view.state, view.waiting_for) == ("running", ["dave"])
+        view = await peers["alice"].daemon.jobs.wait(job.id)
+        assert (view.state, view.error.code) == ("failed", "peer_absent")
+        assert "dave could not be reached" in view.error.message
+        assert 600 <= trio.current_time() - since <= 1300
+        await peers["dave"].start()
+        assert (await peers["dave"].daemon.jobs.wait(job.id)).state == "failed"
+
+
+async def test_a_running_job_is_cancelled_for_all(quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        running = trio.Event()
+        peers["dave"].step = lambda message: running.set() or "" if isinstance(message, protocol.TotalAnswer) else ""
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        await running.wait()
+        await peers["dave"].daemon.jobs.cancel(job.id)
+        views = await ends(peers, job.id)
+        assert {view.state for view in views.values()} == {"cancelled"}
+        await settle(peers)
+        for peer in peers.values():
+            assert not list(peer.daemon.store.files.iterdir())
+
+
+async def test_results_that_differ_fail_the_job_everywhere(quick_path: Path) -> None:
+    """One peer's worker hands over another model than it computed."""
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+
+        def tamper(message: protocol.Message) -> str:
+            if isinstance(message, protocol.Done):
+                for i, (name, (kind, data)) in enumerate(message.outputs):
+                    if kind == "model":
+                        message.outputs[i] = (name, (kind, data[:-8] + bytes(8)))
+            return ""
+
+        peers["carol"].step = tamper
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN.split('[[stage]]\nid = "eval')[0]))
+        views = await ends(peers, job.id)
+        for peer in peers.values():
+            view = views[peer.name]
+            assert (view.state, view.error.code) == ("failed", "not_equal")
+            assert "fit.model came out differently at carol" in view.error.message
+            assert await peer.daemon.jobs.models() == []

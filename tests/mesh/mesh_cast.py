@@ -1,0 +1,129 @@
+"""The cast of the mesh tests: organizations with a home on disk, whose daemon can be killed and started again."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import trio
+
+from fedpeer.crypto import Secret
+from fedpeer.events import Event, Events
+from fedpeer.identity import Identity
+from fedpeer.mesh.service import Mesh
+from fedpeer.network import Network
+from fedpeer.store import RunInThread, Store, call_directly
+
+SCOPE = bytes(range(32))
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+
+
+class Organization:
+    """A home, an identity, and while `start` to `stop` or `kill` a mesh."""
+
+    def __init__(
+        self, name: str, folder: Path, network: Network, address: str | None = None, listen: str | None = None
+    ) -> None:
+        self.name, self.folder, self.network = name, folder / name, network
+        self.identity = Identity(Secret(name.encode().ljust(32, b".")))
+        self.addresses = (address,) if address else ()
+        self.listen = (listen or address,) if listen or address else ()
+        self.card = self.identity.card(name, self.addresses)
+        self.id = self.identity.id
+        self.happened: list[Event] = []
+        self.starts = 0
+        self._scope: trio.CancelScope | None = None
+
+    async def start(
+        self, nursery: trio.Nursery, *, run_in_thread: RunInThread = call_directly, connect: bool = True
+    ) -> Mesh:
+        self.store = Store(self.folder, Mesh.SCHEMAS, run_in_thread)
+        events = Events()
+        events.subscribe(self.happened.append)
+        self.mesh = Mesh(
+            self.identity,
+            self.name,
+            self.store,
+            self.network,
+            listen=self.listen,
+            addresses=self.addresses,
+            events=events,
+            log=structlog.get_logger(),
+        )
+        self.starts += 1
+        if connect:
+            await self.connect(nursery)
+        return self.mesh
+
+    async def connect(self, nursery: trio.Nursery) -> None:
+        """Let a mesh that was made with connect=False run."""
+        await nursery.start(self._run)
+
+    async def _run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self._ended = trio.Event()
+        try:
+            with trio.CancelScope() as self._scope:
+                await self.mesh.run(task_status=task_status)
+        finally:
+            self.store.close()
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """The daemon is gone; what is on disk stays."""
+        assert self._scope is not None
+        self._scope.cancel()
+        await self._ended.wait()
+
+    async def until_connected(self, *others: Organization) -> None:
+        while not all(self.mesh.connected(other.id) for other in others):
+            await self.mesh.connections.ticket.wait()
+
+    async def open(self, *audience: Organization, scope: bytes = SCOPE) -> None:
+        ids = [self.id, *(other.id for other in audience)]
+        await self.store.write(lambda tx: self.mesh.open_scope(tx, scope, ids))
+
+    async def post(self, to: Organization, *parts: bytes, stage: str = "fit", tag: str = "t") -> int:
+        return await self.store.write(lambda tx: self.mesh.post(tx, SCOPE, stage, to.id, tag, b"header", parts))
+
+    async def receive(self, sender: Organization, stage: str = "fit") -> list[bytes]:
+        """Take the next letter: its buffers."""
+        letter = await self.mesh.next_mail(SCOPE, stage, sender.id)
+        parts = [bytes(part) for part in letter.buffers]
+        await self.store.write(lambda tx: self.mesh.take(tx, SCOPE, stage, sender.id, letter))
+        return parts
+
+    async def publish(self, kind: str, slot: str, body: bytes) -> None:
+        await self.store.write(lambda tx: self.mesh.publish(tx, SCOPE, kind, slot, body))
+
+    async def until_held(self, kind: str, slot: str, sender: Organization) -> bytes:
+        while (body := self.mesh.find(SCOPE, kind, slot, sender.id)) is None:
+            await self.mesh.changed(SCOPE)
+        return body
+
+    async def offer(self, data: bytes) -> bytes:
+        digest = await self.store.put_file(data)
+        await self.store.write(lambda tx: self.mesh.offer(tx, SCOPE, digest, len(data)))
+        return digest
+
+
+@contextmanager
+def homes() -> Iterator[Path]:
+    """A folder in memory where there is one: the store syncs after each commit, here to nothing."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="fedpeer-mesh-", dir=memory if memory.is_dir() else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+async def introduce(*organizations: Organization) -> None:
+    """Everybody adds the card of everybody else."""
+    for one in organizations:
+        for other in organizations:
+            if one is not other:
+                await one.mesh.add_peer(other.card.text)

@@ -1,0 +1,570 @@
+"""The command line: what it prints, where, and what it ends with.
+
+A server with the real table answers; each of its rows is given a fixed answer of the real record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+
+from fedpeer import cli
+from fedpeer.admin import screen, service
+from fedpeer.admin.commands import COMMANDS, CardView, StatusView
+from fedpeer.data.catalog import DatasetView
+from fedpeer.errors import DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
+from fedpeer.events import Events
+from fedpeer.jobs.views import ErrorView, JobView, LogLine, ModelView, OutputView, ParticipantView, StageView
+from fedpeer.mesh.roster import PeerView
+
+JOB = "ab12" * 16
+CARD = "fedpeer-card-1.xyz"
+
+
+def job_view(state: str = "done", **more: Any) -> JobView:
+    return JobView(
+        id=JOB, name="breast", purpose="test", state=state, initiator="fp1a", me="clinic",
+        waiting_for=[], created="2026-01-01T00:00:00Z",
+        participants=[
+            ParticipantView(alias="clinic", peer="fp1a", name="clinic", connected=True, state="approved"),
+            ParticipantView(alias="bank", peer="fp1b", name="bank\x1b[2J", connected=False, state="waiting"),
+        ],
+        stages=[StageView(id="fit", run="horizontal.logistic:fit", state="done", role="member", round=7, rounds=9,
+                          metrics={"loss": 0.123456789}, restarts=1)],
+        outputs=[
+            OutputView(stage="fit", name="model", kind="model", digest="cd" * 32),
+            OutputView(stage="evaluate", name="report", kind="report", digest="ef" * 32, values={"auc": 0.991}),
+        ],
+        **more,
+    )  # fmt: skip
+
+
+def peer_view(ref: str = "bank") -> PeerView:
+    return PeerView(
+        id="fp1b" + "b" * 31, name=ref, fingerprint="acid acorn", addresses=["b:1"], connected=False,
+        since="", bytes_sent=1234, bytes_received=0, error="does not know us yet",
+    )  # fmt: skip
+
+
+DATASET = DatasetView(
+    name="rows", uri="/d.csv", id="id", label="y", rows=3, columns=[["age", "number"], ["y", "boolean"]]
+)
+MODEL = ModelView(
+    digest="cd" * 32,
+    job=JOB,
+    job_name="breast",
+    stage="fit",
+    algorithm="horizontal.logistic",
+    created="t",
+    facts={"n": 3},
+)
+CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
+STATUS = StatusView(
+    name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
+    peers=2, connected=1, jobs=0, datasets=0, bytes_sent=1500, bytes_received=2,
+)  # fmt: skip
+
+
+class Peer:
+    """A home, and a server on its admin socket in a thread. `asked` keeps what arrived."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.events = Events()
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.answers: dict[str, Any] = {
+            "status": STATUS, "card": CARD_VIEW, "peer.add": peer_view(), "peer.list": [peer_view()],
+            "peer.show": peer_view(), "peer.remove": peer_view(),
+            "peer.ping": {"id": "fp1b", "name": "bank", "seconds": 0.0123},
+            "dataset.add": DATASET, "dataset.list": [DATASET], "dataset.show": DATASET, "dataset.remove": None,
+            "job.submit": job_view("proposed"), "job.list": [job_view()], "job.show": job_view(),
+            "job.wait": job_view(),
+            "job.logs": [LogLine(time="t", event="sum", facts={"stage": "fit", "turn": 1})],
+            "job.cancel": job_view("cancelled"),
+            "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
+        }  # fmt: skip
+        self._ready = threading.Event()
+        self._heard = threading.Condition()
+        self._thread = threading.Thread(target=trio.run, args=(self._run,))
+
+    def _handler(self, name: str) -> Callable[[Any, Any], Any]:
+        async def handler(_target: Any, ask: Any) -> Any:
+            with self._heard:
+                self.asked.append((name, {field: getattr(ask, field) for field in ask.__struct_fields__}))
+                self._heard.notify_all()
+            answer = self.answers[name]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer() if callable(answer) else answer
+
+        return handler
+
+    async def _run(self) -> None:
+        rows = [dataclasses.replace(row, handler=self._handler(row.name)) for row in COMMANDS.values()]
+        log = structlog.testing.CapturingLogger()
+        self.server = service.AdminServer(rows, None, self.events, log=log)
+        self._token = trio.lowlevel.current_trio_token()
+        with service.listening(self.home / "admin" / "admin.sock") as listeners:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.server.serve, *listeners)
+                self._scope = nursery.cancel_scope
+                self._ready.set()
+
+    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call something in the server's thread."""
+        return trio.from_thread.run_sync(function, *arguments, trio_token=self._token)
+
+    def wait_until_asked(self, name: str, times: int) -> None:
+        with self._heard:
+            assert self._heard.wait_for(lambda: [asked for asked, _ in self.asked].count(name) >= times, timeout=30)
+
+    def __enter__(self) -> Peer:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.do(lambda: self._scope.cancel())
+        self._thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FEDPEER_SOCKET", raising=False)
+    monkeypatch.setenv("FEDPEER_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Peer]:
+    with Peer(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+VERBS: dict[str, tuple[str, ...]] = {
+    "status": ("status",),
+    "card": ("card",),
+    "peer.add": ("peer", "add", CARD),
+    "peer.list": ("peer", "ls"),
+    "peer.show": ("peer", "show", "bank"),
+    "peer.ping": ("peer", "ping", "bank"),
+    "peer.remove": ("peer", "remove", "bank", "--yes"),
+    "dataset.add": ("dataset", "add", "rows", "/d.csv", "--id", "id", "--label", "y"),
+    "dataset.list": ("dataset", "list"),
+    "dataset.show": ("dataset", "show", "rows"),
+    "dataset.remove": ("dataset", "remove", "rows", "--yes"),
+    "job.submit": ("job", "submit", "-"),
+    "job.list": ("job", "list"),
+    "job.show": ("job", "show", "ab12"),
+    "job.wait": ("job", "wait", "ab12"),
+    "job.logs": ("job", "logs", "ab12"),
+    "job.cancel": ("job", "cancel", "ab12", "--yes"),
+    "model.list": ("model", "list"),
+    "model.show": ("model", "show", "cd"),
+    "model.predict": ("model", "predict", "cd", "rows"),
+}
+
+
+class Stdin:
+    """Standard input that is a pipe."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def test_all_verbs_are_tried_here() -> None:
+    assert set(VERBS) == {name for name in COMMANDS if not name.startswith("health.")}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_asks_the_daemon_and_shows_the_answer(
+    peer: Peer, run: Run, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+    code, out, _ = run(*VERBS[name])
+    assert (code, peer.asked[-1][0]) == (0, name)
+    assert out.strip()
+    assert "\x1b" not in out, "a name from outside must not steer the terminal"
+    monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+    for arguments in (("--json", *VERBS[name]), (*VERBS[name], "--json")):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        envelope = json.loads(out)
+        assert (envelope["v"], envelope["ok"]) == (1, True)
+        assert name == "dataset.remove" or envelope["data"]
+        monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+
+
+def test_people_see_units_and_machines_raw_numbers(peer: Peer, run: Run) -> None:
+    assert "1.5 kB sent, 2 B received" in run("status")[1]
+    assert json.loads(run("status", "--json")[1])["data"]["bytes_sent"] == 1500
+    assert "12.30 ms" in run("peer", "ping", "bank")[1]
+    shown = run("job", "show", "ab12")[1]
+    for text in ("7/9", "loss=0.12346", "done (1 restart)", "evaluate.report.auc", "0.991"):
+        assert text in shown
+
+
+def test_a_relative_path_of_a_dataset_is_made_absolute(peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    for uri, sent in (("d.csv", "/d.csv"), ("/x/d.csv", "/x/d.csv"), ("file:///d.csv", "file:///d.csv")):
+        assert run("dataset", "add", "rows", uri)[0] == 0
+        assert peer.asked[-1][1] == {"name": "rows", "uri": sent, "id": None, "label": None}
+
+
+def test_a_card_is_taken_as_text_file_or_standard_input(
+    peer: Peer, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "card.txt").write_text(f"{CARD}\n")
+    monkeypatch.setattr(sys, "stdin", Stdin(f"{CARD}\n".encode()))
+    for given in (CARD, str(tmp_path / "card.txt"), "-"):
+        assert run("peer", "add", given)[0] == 0
+        assert peer.asked[-1][1]["card"].strip() == CARD
+    code, _, err = run("peer", "add", str(tmp_path / "nowhere"))
+    assert (code, "nowhere: No such file" in err) == (2, True)
+
+
+def test_predictions_go_to_stdout_or_to_a_file(peer: Peer, run: Run, tmp_path: Path) -> None:
+    assert run("model", "predict", "cd", "rows")[1] == "id,score\n1,0.5\n2,0.25\n"
+    out = tmp_path / "out.csv"
+    assert run("model", "predict", "cd", "rows", "--out", str(out), "--json")[1].count('"rows": 2') == 1
+    assert out.read_text() == "id,score\n1,0.5\n2,0.25\n"
+    assert run("model", "predict", "cd", "rows", "--out", str(tmp_path / "no" / "x"))[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (NotFound("there is no job 'x'", hint="look"), 5),
+        (PolicyError("no"), 6),
+        (NotAuthorized("no"), 4),
+        (TimedOut("no"), 7),
+        (DataError("row 3"), 1),
+        (RuntimeError("secret"), 1),
+    ],
+)
+def test_each_error_has_its_exit_code_its_text_and_its_hint(
+    peer: Peer, run: Run, error: Exception, exit_code: int
+) -> None:
+    peer.answers["job.show"] = error
+    code, out, err = run("job", "show", "x")
+    assert (code, out) == (exit_code, "")
+    assert "secret" not in err
+    assert err.startswith("fedpeer: ")
+    code, out, err = run("job", "show", "x", "--json")
+    envelope = json.loads(out)
+    assert (code, err, envelope["ok"]) == (exit_code, "", False)
+    if isinstance(error, FedpeerError):
+        assert envelope["error"] == {"code": error.code, "message": error.message, "hint": error.hint}
+        assert error.hint in run("job", "show", "x")[2]
+
+
+def test_usage_errors_end_with_2_and_name_the_help(run: Run) -> None:
+    for wrong in (
+        ("job", "shw", "x"),
+        ("job", "show"),
+        ("nonsense",),
+        ("init",),
+        ("job", "wait", "x", "--timeout", "-1"),
+    ):
+        code, out, err = run(*wrong)
+        assert (code, out) == (2, "")
+        assert "--help" in err
+        code, out, err = run("--json", *wrong)
+        assert (code, err) == (2, "")
+        assert json.loads(out)["error"]["code"] == "usage"
+    assert "Did you mean 'show'?" in run("job", "shw", "x")[2]
+
+
+def test_no_daemon_ends_with_3(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("status")
+    assert (code, "fedpeer run" in err) == (3, True)
+    service.open_socket(tmp_path / "admin" / "admin.sock").close()  # stale
+    assert run("status")[0] == 3
+
+
+def test_a_socket_that_may_not_be_used_ends_with_4(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    code, _, err = run("status")
+    assert (code, "fedpeer-admin" in err) == (4, True)
+
+
+def test_a_home_too_long_for_a_socket_is_named(run: Run, tmp_path: Path) -> None:
+    deep = str(tmp_path / ("x" * 108))
+    for verb in (("status",), ("init", "--name", "a")):
+        code, _, err = run(*verb, "--home", deep)
+        assert (code, "at most 107" in err, "FEDPEER_SOCKET" in err) == (1, True, True)
+    assert not Path(deep).exists()
+
+
+def test_what_destroys_is_refused_without_a_terminal_or_a_yes(
+    peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"y\n"))
+    for name in ("peer.remove", "dataset.remove", "job.cancel"):
+        code, _, err = run(*VERBS[name][:-1])
+        assert (code, "--yes" in err) == (2, True)
+        assert name not in {asked for asked, _ in peer.asked}
+        assert run(*VERBS[name])[0] == 0
+        assert peer.asked[-1][0] == name
+
+
+@pytest.mark.parametrize(("answer", "code", "done"), [("y\n", 0, True), ("n\n", 130, False), ("\x03", 130, False)])
+def test_on_a_terminal_it_asks(peer: Peer, tmp_path: Path, answer: str, code: int, done: bool) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, "-m", "fedpeer.cli", "job", "cancel", "ab12"], os.environ)
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal's other end was closed
+        while chunk := os.read(terminal, 1024):
+            said += chunk
+            if b"[y/N]: " in said and not select.select([terminal], [], [], 0.3)[0]:
+                os.write(terminal, answer.encode())
+                while not select.select([terminal], [], [], 1)[0]:
+                    os.write(terminal, answer.encode())  # an interrupt just before the prompt reads is lost by Python
+    os.close(terminal)
+    assert b"End the job breast (ab12ab12ab12)" in said
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    assert ("job.cancel" in {name for name, _ in peer.asked}) is done
+
+
+@pytest.mark.parametrize(
+    ("state", "error_code", "exit_code"),
+    [
+        ("done", None, 0),
+        ("failed", "worker_crashed", 1),
+        ("cancelled", "cancelled", 1),
+        ("failed", "gate", 6),
+        ("failed", "contract", 1),
+    ],
+)
+def test_waiting_ends_as_the_job_did(peer: Peer, run: Run, state: str, error_code: str | None, exit_code: int) -> None:
+    error = ErrorView(code=error_code, message="it failed", hint="mend it") if error_code else None
+    peer.answers["job.wait"] = peer.answers["job.show"] = job_view(state, error=error)
+    code, out, _ = run("job", "wait", "ab12")
+    assert code == exit_code
+    assert error is None or "it failed" in out
+    code, out, _ = run("job", "watch", "ab12", "--json")
+    assert code == exit_code
+    assert json.loads(out.splitlines()[-1])["terminal"] is True
+
+
+def test_a_wait_that_takes_too_long_ends_with_7(peer: Peer, run: Run) -> None:
+    silent = socket.socket(socket.AF_UNIX)
+    path = peer.home / "silent.sock"
+    silent.bind(str(path))
+    silent.listen()
+    os.environ["FEDPEER_SOCKET"] = str(path)
+    try:
+        assert run("job", "wait", "ab12", "--timeout", "0.05")[0] == 7
+    finally:
+        del os.environ["FEDPEER_SOCKET"]
+        silent.close()
+
+
+def test_a_watch_is_lines_of_events_until_the_last(peer: Peer, run: Run) -> None:
+    peer.answers["job.show"] = lambda: job_view("running")
+
+    def publish() -> None:
+        peer.wait_until_asked("job.show", 3)  # by the verb, and before and after subscribing
+        peer.do(peer.events.publish, "job:other", "done")
+        for i in range(3):
+            peer.do(
+                lambda i=i: peer.events.publish(
+                    f"job:{JOB}", "progress", stage="fit", done=i, of=3, metrics={"loss": 0.5}
+                )
+            )
+        peer.answers["job.show"] = lambda: job_view("done")
+        peer.do(lambda: peer.events.publish(f"job:{JOB}", "done"))
+
+    for as_json in (True, False):
+        peer.asked.clear()
+        peer.answers["job.show"] = lambda: job_view("running")
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        code, out, _ = run("job", "watch", "ab12", *(["--json"] if as_json else []))
+        publisher.join()
+        assert code == 0
+        if as_json:
+            lines = [json.loads(line) for line in out.splitlines()]
+            assert [line["event"] for line in lines] == ["state", "progress", "progress", "progress", "done"]
+            assert [line.get("terminal", False) for line in lines] == [False] * 4 + [True]
+            assert lines[0]["job"]["state"] == "running"
+        else:
+            assert out.count("progress  stage=fit") == 3
+            assert "metrics=loss=0.5" in out
+
+
+def test_the_live_view_is_drawn_on_a_terminal(peer: Peer) -> None:
+    peer.answers["job.show"] = lambda: job_view("running")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-m", "fedpeer.cli", "job", "watch", "ab12"]
+        os.execve(sys.executable, command, os.environ | {"TERM": "xterm"})
+    peer.wait_until_asked("job.show", 3)  # by the verb, and before and after subscribing
+    facts = {"stage": "fit", "done": 8, "of": 9, "metrics": {"loss": 0.0625}}
+    peer.do(lambda: peer.events.publish(f"job:{JOB}", "progress", **facts))
+    peer.answers["job.show"] = lambda: job_view("done")
+    peer.do(lambda: peer.events.publish(f"job:{JOB}", "done"))
+    said = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(terminal, 4096):
+            said += chunk
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert b"breast" in said
+    assert "━".encode() in said
+    assert b"\x1b[2J" not in said, "a name from outside must not steer the terminal"
+
+
+def test_interrupting_a_watch_ends_with_130_and_says_the_job_goes_on(peer: Peer) -> None:
+    peer.answers["job.show"] = lambda: job_view("running")
+    command = [sys.executable, "-m", "fedpeer.cli", "job", "watch", "ab12"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        peer.wait_until_asked("job.show", 3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert "the job goes on" in err
+
+
+def test_a_reader_that_goes_away_is_no_traceback(peer: Peer) -> None:
+    peer.answers["job.list"] = [job_view()] * 2000
+    command = f"{sys.executable} -m fedpeer.cli job list | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout.split()[0], done.stderr) == ("ID", "")
+
+
+# init and what needs no daemon
+
+
+def test_init_makes_a_peer_and_prints_its_card(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "new"
+    address = ("--listen", "tcp://127.0.0.1:7000", "--address", "a.example:7420", "--address", "[::1]:7420")
+    code, out, err = run("init", "--name", "hospital-a", *address, "--home", str(home), "--json")
+    assert (code, err) == (0, "")
+    made = json.loads(out)["data"]
+    assert len(made["fingerprint"].split()) == 12
+    assert (home / "identity.key").stat().st_mode & 0o777 == 0o600
+    assert home.stat().st_mode & 0o777 == 0o700
+    shown = json.loads(run("card", "--home", str(home), "--json")[1])["data"]
+    assert shown == {key: made[key] for key in ("id", "name", "fingerprint", "card")}
+    from fedpeer.identity import Card
+
+    assert Card.parse(made["card"]).body.addresses == ("a.example:7420", "[::1]:7420")
+    values = json.loads(run("config", "show", "--home", str(home), "--json")[1])["data"]
+    assert values["listen"] == {"value": ["127.0.0.1:7000"], "origin": "fedpeer.toml"}
+    assert values["log_level"]["origin"] == "default"
+
+
+def test_init_never_overwrites_and_keeps_a_key_that_was_restored(run: Run, tmp_path: Path) -> None:
+    home = str(tmp_path / "new")
+    first = json.loads(run("init", "--name", "a", "--home", home, "--json")[1])["data"]
+    before = (tmp_path / "new" / "identity.key").read_bytes()
+    assert run("init", "--name", "b", "--home", home)[0] == 1
+    (tmp_path / "new" / "fedpeer.toml").unlink()
+    again = json.loads(run("init", "--name", "b", "--home", home, "--json")[1])["data"]
+    assert (again["id"], again["name"]) == (first["id"], "b")
+    assert (tmp_path / "new" / "identity.key").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--name", "Hospital A"), "is not a name"), (("--name", "a", "--listen", "7420"), "is not an address")],
+)
+def test_init_leaves_nothing_behind_when_it_refuses(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    home = tmp_path / "new"
+    code, _, err = run("init", *arguments, "--home", str(home))
+    assert (code, said in err, "hint" in err, home.exists()) == (1, True, True, False)
+
+
+def test_a_misspelt_setting_is_named_by_config_show(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "fedpeer.toml").write_text('name = "a"\nlisten_to = []\n')
+    code, out, err = run("config", "show")
+    assert (code, out) == (1, "")
+    assert "unknown key 'listen_to'" in err
+    assert "did you mean 'listen'?" in err
+
+
+def test_a_key_that_others_can_read_is_refused_with_the_remedy(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "new"
+    run("init", "--name", "a", "--home", str(home))
+    (home / "identity.key").chmod(0o640)
+    code, _, err = run("card", "--home", str(home))
+    assert (code, "chmod 600" in err) == (1, True)
+
+
+def test_version_and_help_end_with_0(run: Run) -> None:
+    assert run("--version")[0] == 0
+    for group in (("--help",), ("job", "-h"), ("job", "watch", "--help")):
+        code, out, _ = run(*group)
+        assert (code, out.startswith("Usage: fedpeer")) == (0, True)
+
+
+def test_every_exit_code_of_the_rules_is_the_one_of_an_error_class() -> None:
+    named = {
+        "contract": 2,
+        "usage": 2,
+        "not_reachable": 3,
+        "not_authorized": 4,
+        "not_found": 5,
+        "policy": 6,
+        "timed_out": 7,
+    }
+    assert {code: by_code(code).exit_code for code in named} == named
+
+
+# what people see
+
+
+def test_columns_are_aligned_and_what_is_empty_says_what_to_do() -> None:
+    assert screen.table(["a", "bb"], [("ccc", 1), ("d", 22)], empty="") == "A    BB\nccc  1\nd    22"
+    for text in (screen.peers([]), screen.datasets([]), screen.jobs([])):
+        assert "fedpeer" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (34_500_000, "34.5 MB"), (10**13, "10.0 TB")]
+)
+def test_sizes_have_units(count: int, text: str) -> None:
+    assert screen.size(count) == text
+
+
+def test_control_characters_of_others_are_not_printed() -> None:
+    assert screen.clean("a\x1b[31m\nb\u202e") == "a�[31m�b�"
