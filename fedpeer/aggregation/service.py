@@ -161,7 +161,7 @@ class Aggregation:
             match one.next(self._mesh.held(contract, "key"), self._mesh.held(contract, "masked")):
                 case Begin(attempt):
                     if attempt:
-                        self._log.info("sum repeated", stage=stage, turn=turn, k=k, attempt=attempt)
+                        self._log.info("sum_repeated", stage=stage, turn=turn, k=k, attempt=attempt)
                     await self._publish(
                         contract, "key", slot._replace(attempt=attempt), one.begin(attempt, Secret.random())
                     )
@@ -295,7 +295,7 @@ class Aggregation:
         """From now on, drop records of sums that are over, and of no sum at all."""
         if contract in self._floors:
             return
-        floors = self._floors[contract] = {}
+        floors: dict[str, Place] = {}
 
         def finished(record: Any) -> bool:
             if record.kind not in _KINDS:
@@ -304,14 +304,16 @@ class Aggregation:
             return slot is None or slot.attempt >= MAX_ATTEMPTS or slot.place < floors.get(slot.stage, (0, 0))
 
         self._mesh.refuse(contract, finished)
+        self._floors[contract] = floors
 
     async def _clean(self, contract: bytes, parties: Sequence[str], stage: str) -> None:
         """Discard what lies before the place that all parties have reached."""
         held = {kind: self._mesh.held(contract, kind) for kind in _KINDS}
         place = floor(parties, stage, [*held["key"], *held["agreed"]])
-        if place is None or place == self._floors[contract].get(stage):
+        floors = self._floors.get(contract, {})  # none: forgotten meanwhile
+        if place is None or place == floors.get(stage):
             return
-        self._floors[contract][stage] = place
+        floors[stage] = place
         slots: set[tuple[str, str]] = set()
         blobs: dict[bool, set[bytes]] = {True: set(), False: set()}
         for kind, records in held.items():
