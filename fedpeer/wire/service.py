@@ -5,7 +5,8 @@ Rules
 * To whoever does not know our key, or whom we do not admit, not one byte is sent.
 * A responder returns only when the first frame of the new session came: who repeats a recorded first message
   never becomes a Link. (The initiator's first frame is a ping.)
-* `run` serves until the session ends, and always ends with SessionError or with the error of the handler.
+* `run` serves until the session ends, and always ends with SessionError, whose cause is what the handler raised
+  if it did; other errors of the project (a StoreError, say) come out of it as they are.
 * One writer: it asks the stream whether it takes more, only then chooses what comes next (`Session`), and seals
   no more than the stream takes in about 10 ms (one frame at least, eight at most). A stream that takes eight
   frames in that time is not asked: control waits 10 ms at most.
@@ -200,7 +201,8 @@ class Link:
         return self._stream.received
 
     async def run(self, on_message: OnMessage) -> None:
-        """Serve until the session ends, then raise why (SessionError, or the error of `on_message`).
+        """Serve until the session ends, then raise why: SessionError, or a FedpeerError of `on_message` as it is
+        (but RemoteProtocolError, which says that the other side is at fault, as the cause of a SessionError).
 
         `on_message(name, header, payload)` is called for the messages of one channel in order, one at a time, and
         for different channels concurrently. The payload is valid during the call; the credit of a message goes
@@ -237,7 +239,6 @@ class Link:
                 raise SessionError(self._ended.message) from self._ended
             if self._session.send(name, header, payload, bulk=bulk):
                 break
-            self._writer.unpark()  # it may have asked for credit
             await self._room.park()
         self._writer.unpark()
 
@@ -319,7 +320,7 @@ class Link:
         try:
             await task(*arguments)
         except RemoteProtocolError as error:
-            self._end(SessionError(f"the other side broke the protocol: {error.message}"))
+            self._end(SessionError(f"the other side broke the protocol: {error.message}"), error)
         except FedpeerError as error:
             self._end(error)
         except EOFError:
@@ -327,13 +328,13 @@ class Link:
         except _LOST as error:
             self._end(SessionError(f"the connection was lost: {error}"))
         except Exception as error:
-            wrapped = SessionError(f"a message could not be handled: {type(error).__name__}")
-            wrapped.__cause__ = error
-            self._end(wrapped)
+            self._end(SessionError(f"a message could not be handled: {type(error).__name__}"), error)
 
-    def _end(self, error: FedpeerError) -> None:
+    def _end(self, error: FedpeerError, cause: Exception | None = None) -> None:
         if self._ended is None:
             self._ended = error
+            if cause is not None:
+                error.__cause__ = cause
             self._room.unpark_all()
             self._pong.unpark_all()
             self._scope.cancel()
