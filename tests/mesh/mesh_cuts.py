@@ -192,9 +192,13 @@ async def weather(seed: int, cuts: int) -> None:
         sessions = sum(event["event"] == "peer_connected" for event in alice.happened)
         kills = sum(author.kills for author in authors)
         letters = sum(len(author.said[stage]) for author in authors for stage in STAGES)
-        records, blobs = (sum(len(x) for x in xs) for xs in ([a.records for a in authors], [a.fetched for a in authors]))
-        print(f"seed {seed}: {network.broken} of {network.connections} connections broke, {sessions} sessions, {kills} kills,"
-              f" {letters} letters, {records} records, {blobs} blobs, {trio.current_time():.0f} s")
+        records, blobs = (
+            sum(len(x) for x in xs) for xs in ([a.records for a in authors], [a.fetched for a in authors])
+        )
+        print(
+            f"seed {seed}: {network.broken} of {network.connections} connections broke, {sessions} sessions,"
+            f" {kills} kills, {letters} letters, {records} records, {blobs} blobs, {trio.current_time():.0f} s"
+        )
         for author in authors:
             assert author.heard == author.author_of_other.said
             assert author.seen == author.author_of_other.records
