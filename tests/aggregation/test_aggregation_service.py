@@ -19,7 +19,7 @@ from fedpeer.aggregation import masks
 from fedpeer.aggregation.attempt import Begin, Mask, MaskedRecord, Slot, Sum, proposer
 from fedpeer.aggregation.service import INLINE_BYTES, Aggregation, AgreedRecord, Total
 from fedpeer.crypto import Secret, hash_
-from fedpeer.errors import FedpeerError, LocalProtocolError, NotDeterministic, RemoteProtocolError, SumError
+from fedpeer.errors import FedpeerError, LocalProtocolError, NotDeterministic, RemoteProtocolError, SumError, TrustError
 from fedpeer.events import Events
 from fedpeer.identity import Identity
 from fedpeer.mesh.service import Mesh
@@ -240,6 +240,29 @@ async def test_a_later_sum_leaves_nothing_of_earlier_ones(
     assert left == [({"fit/1/7/0"}, 3, 1)] * 3
 
 
+async def test_records_of_what_is_over_are_not_taken_again(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    alice, bob, carol = daemons = await introduced(home, network, "alice", "bob", "carol")
+    slots = ["fit/1/0/5", "fit/0/9/0", "no slot", "fit/1/1/64", "fit/1/1/1", "fit/2/0/0", "other/0/0/0"]
+
+    async def work(daemon: Daemon) -> None:
+        for k in range(2):
+            await daemon.sum(daemons, k)
+        await trio.sleep(5)
+        if daemon is bob:
+            for slot in slots:
+                await bob.store.write(lambda tx, slot=slot: bob.mesh.publish(tx, CONTRACT, "key", slot, b"late"))  # type: ignore[misc]
+            await bob.store.write(lambda tx: bob.mesh.publish(tx, CONTRACT, "countersign", "no slot", b"of others"))
+        await trio.sleep(5)
+
+    await together(daemons, work)
+    for daemon in (alice, carol):
+        taken = [slot for slot, sender in daemon.mesh.held(CONTRACT, "key") if sender == bob.id]
+        assert taken == ["fit/1/1/0", "fit/1/1/1", "fit/2/0/0", "other/0/0/0"]
+        assert daemon.mesh.held(CONTRACT, "countersign") == {("no slot", bob.id): b"of others"}
+
+
 async def test_nothing_is_left_when_the_contract_is_over(
     home: Path, network: MemoryNetwork, autojump_clock: Any
 ) -> None:
@@ -406,8 +429,10 @@ async def test_a_peer_that_would_sum_something_else_is_named(
         assert daemon.mesh.held(CONTRACT, "masked") == {}
 
 
-async def mallory_sends(daemon: Daemon, daemons: Sequence[Daemon], data: Callable[[Mask], bytes]) -> None:
-    """One party that keeps to the protocol, save for the bytes of its masked vector."""
+async def mallory_sends(
+    daemon: Daemon, daemons: Sequence[Daemon], data: Callable[[Mask], bytes], spoilt: bool = False
+) -> None:
+    """One party that keeps to the protocol, save for the bytes of its masked vector, or their digest."""
     slot = Slot("fit", 1, 0)
     ids = [party.id for party in daemons]
     one = Sum(CONTRACT, slot, ids, daemon.id, HISTORY, hash_("fp.sa1.prm", b"params"), COUNT)
@@ -426,6 +451,9 @@ async def mallory_sends(daemon: Daemon, daemons: Sequence[Daemon], data: Callabl
                     daemon.mesh.publish(tx, CONTRACT, "masked", str(slot), body)
 
                 await daemon.store.write(publish)
+                if spoilt:
+                    daemon.store.remove_file(digest)
+                    daemon.store.path_of(digest).write_bytes(lie[::-1])
                 return
             case _:
                 await daemon.mesh.changed(CONTRACT)
@@ -446,6 +474,27 @@ async def test_a_file_that_is_no_masked_vector_of_this_sum_names_its_peer_and_is
         assert isinstance(error, SumError)
         assert error.message == "mallory: the bytes are not the masked vector of this sum"
         assert error.peer == mallory.id
+
+
+async def test_a_file_that_does_not_fit_its_digest_ends_the_sum(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    daemons = await introduced(home, network, "alice", "bob", "mallory")
+    mallory = daemons[2]
+
+    async def work(daemon: Daemon) -> Any:
+        if daemon is not mallory:
+            return await daemon.sum(daemons)
+        return await mallory_sends(
+            mallory,
+            daemons,
+            lambda step: bytes(masks.mask(vector_of("mallory", 0), step.masks, step.label)),
+            spoilt=True,
+        )
+
+    for error in (await together(daemons, work))[:2]:
+        assert isinstance(error, TrustError)
+        assert error.message == "mallory sent another file than it offered"
 
 
 async def test_a_masked_vector_copied_from_another_names_the_copier(
