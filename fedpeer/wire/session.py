@@ -209,9 +209,9 @@ class Session:
         if silent >= SILENCE_S:
             raise SessionError(f"the other side was silent for {SILENCE_S:.0f} seconds")
         if silent < KEEPALIVE_S:
-            return KEEPALIVE_S - silent
+            return max(KEEPALIVE_S - silent, TICK_S)
         self.ping()
-        return SILENCE_S - silent
+        return max(SILENCE_S - silent, TICK_S)
 
     # bytes out
 
