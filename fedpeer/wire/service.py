@@ -68,7 +68,14 @@ async def _initiate(stream: _Counted, own: DhKey, remote: bytes, psk: Secret | N
     )
     message = handshake.write()
     await stream.send_message(message + mac1(message, remote))
-    handshake.read(await stream.receive_message(MESSAGE_2_BYTES))
+    try:
+        answer = await stream.receive_message(MESSAGE_2_BYTES)
+    except SessionError:
+        if stream.received:
+            raise
+        # what a stranger gets: nothing
+        raise HandshakeError("no answer: it does not know our key (yet), or is not who we dialled") from None
+    handshake.read(answer)
     session = Session(*handshake.split(), now=trio.current_time())
     session.ping()
     await stream.send_all(session.data_to_send(trio.current_time()))
@@ -107,40 +114,53 @@ async def _or_close(stream: trio.abc.Stream, handshake: Awaitable[Link]) -> Link
         return link
     except trio.TooSlowError:
         raise HandshakeError(f"the handshake was not finished within {HANDSHAKE_S:.0f} seconds") from None
-    except EOFError:
-        raise HandshakeError(
-            "it closed the connection in the handshake: it does not know our key (yet), or is not who we dialled"
-        ) from None
-    except _LOST as error:
-        raise HandshakeError(f"the connection was lost in the handshake: {error}") from None
-    except (RemoteProtocolError, TrustError) as error:
-        raise HandshakeError(error.message) from None
+    except HandshakeError:
+        raise
+    except (SessionError, RemoteProtocolError, TrustError) as error:
+        raise HandshakeError(f"no handshake: {error.message}") from None
     finally:
         if link is None:
             await trio.aclose_forcefully(stream)
 
 
+def _lost(error: Exception) -> SessionError:
+    return SessionError(f"the connection was lost: {error or type(error).__name__}")
+
+
 class _Counted:
-    """A stream of any kind: what passed is counted, and its bytes are read into a buffer. EOFError at its end."""
+    """A stream of any kind: what passed is counted, bytes are read into a buffer, its end is a SessionError."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.sent = 0
         self.received = 0
 
+    async def wait_writable(self) -> None:
+        try:
+            await self.stream.wait_send_all_might_not_block()
+        except _LOST as error:
+            raise _lost(error) from None
+
     async def send_all(self, data: Buffer) -> None:
-        await self.stream.send_all(data)
+        try:
+            await self.stream.send_all(data)
+        except _LOST as error:
+            raise _lost(error) from None
         self.sent += len(data)
 
     async def receive_into(self, buffer: memoryview) -> int:
-        if isinstance(self.stream, trio.SocketStream):
-            count = await self.stream.socket.recv_into(buffer)
-        else:
-            data = await self.stream.receive_some(len(buffer))
-            count = len(data)
-            buffer[:count] = data
+        """At least one byte."""
+        try:
+            if isinstance(self.stream, trio.SocketStream):
+                count = await self.stream.socket.recv_into(buffer)
+            else:
+                data = await self.stream.receive_some(len(buffer))
+                count = len(data)
+                buffer[:count] = data
+        except _LOST as error:
+            raise _lost(error) from None
         if count == 0:
-            raise EOFError
+            raise SessionError("the other side closed the connection")
         self.received += count
         return count
 
@@ -231,8 +251,9 @@ class Link:
         """Queue one message; returns when it is queued, which is when the other side has given credit for it.
 
         The channel is opened at its first use. Messages of one name keep their order among those of equal `bulk`.
-        A copy of the payload is made. Raises SessionError once the session ended, LocalProtocolError for more than
-        the caps of wire.constants (header 224 bytes, payload 65,280). Not a checkpoint unless it waits.
+        The payload may be changed afterwards (what is not bytes is copied). Raises SessionError once the session
+        ended, LocalProtocolError for more than the caps of wire.constants (header 224 bytes, payload 65,280). Not a
+        checkpoint unless it waits.
         """
         while True:
             if self._ended is not None:
@@ -268,7 +289,7 @@ class Link:
                 continue
             with trio.move_on_after(SILENCE_S) as patience:
                 if quantum < BATCH:
-                    await stream.stream.wait_send_all_might_not_block()
+                    await stream.wait_writable()
                 begun = trio.current_time()
                 await stream.send_all(session.data_to_send(begun, quantum))
             if patience.cancelled_caught:
@@ -323,10 +344,6 @@ class Link:
             self._end(SessionError(f"the other side broke the protocol: {error.message}"), error)
         except FedpeerError as error:
             self._end(error)
-        except EOFError:
-            self._end(SessionError("the other side ended the session"))
-        except _LOST as error:
-            self._end(SessionError(f"the connection was lost: {error}"))
         except Exception as error:
             self._end(SessionError(f"a message could not be handled: {type(error).__name__}"), error)
 

@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import trio
+import trio.testing
 
 from fedpeer.crypto import DhKey
 from fedpeer.errors import RemoteProtocolError, SessionError, StoreError
@@ -96,7 +97,7 @@ async def test_a_session_that_ended_says_so_to_everyone(autojump_clock: trio.abc
             await alice.send(("records",), b"", b"x")
         with pytest.raises(SessionError):
             await alice.ping()
-    assert "ended the session" in ended[alice].message
+    assert "closed the connection" in ended[alice].message
     assert "ended here" in ended[bob].message
 
 
@@ -222,7 +223,7 @@ async def test_a_peer_that_takes_nothing_is_declared_dead(autojump_clock: trio.a
         await never.wait()
 
     async def talk_only() -> None:  # bob does not read, but is not silent
-        with suppress(trio.BrokenResourceError):
+        with suppress(SessionError):
             for n in range(100):
                 bob._session.send(("still", "here"), bytes([n]), b"", bulk=False)
                 await bob._stream.send_all(bob._session.data_to_send(trio.current_time()))
@@ -242,6 +243,7 @@ async def test_the_error_of_a_handler_ends_the_session_and_is_raised_by_run(auto
         (RemoteProtocolError("no hello"), SessionError),
         (StoreError("disk full"), StoreError),
         (KeyError("bug"), SessionError),
+        (OSError("no space left on device"), SessionError),
     ):
         alice, bob = await linked(MemoryNetwork())
 
@@ -259,6 +261,28 @@ async def test_the_error_of_a_handler_ends_the_session_and_is_raised_by_run(auto
             with pytest.raises(expected) as caught:
                 await bob.run(fail)
         assert caught.value is raised or caught.value.__cause__ is raised
+        assert "lost" not in caught.value.message
+
+
+async def test_who_waits_for_credit_learns_that_the_session_ended(autojump_clock: trio.abc.Clock) -> None:
+    alice, bob = await linked(MemoryNetwork())
+
+    told: list[str] = []
+
+    async def fill() -> None:
+        try:
+            while True:
+                await alice.send(("blob", 1), b"", bytes(MAX_PAYLOAD), bulk=True)
+        except SessionError as error:
+            told.append(error.message)
+
+    async with running((alice, Inbox())), trio.open_nursery() as nursery:
+        nursery.start_soon(fill)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not told
+        await alice.aclose()
+    assert told == ["the session was ended here"]
+    await bob.aclose()
 
 
 async def test_cancelling_run_closes_the_stream_and_wakes_whoever_waits(autojump_clock: trio.abc.Clock) -> None:
@@ -269,7 +293,7 @@ async def test_cancelling_run_closes_the_stream_and_wakes_whoever_waits(autojump
     assert scope.cancelled_caught
     with pytest.raises(SessionError):
         await alice.send(("records",), b"")
-    with pytest.raises(SessionError, match=r"ended the session|lost"):
+    with pytest.raises(SessionError, match=r"closed the connection|lost"):
         await bob.run(Inbox())
 
 
