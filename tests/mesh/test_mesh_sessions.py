@@ -214,8 +214,12 @@ async def test_a_new_session_replaces_one_that_died_unnoticed(home, network, aut
         await smaller.until_connected(larger)
         old = smaller.mesh.sessions[larger.id]
         network.cut("alice", "bob", silent=True)
-        await larger.stop()  # the smaller one cannot see it: its session, of its own dial, looks alive
+        dead = larger.mesh.sessions[smaller.id].link._stream.stream
+        dead.aclose = trio.lowlevel.checkpoint  # the end of it does not arrive either
+        await larger.stop()
         network.heal("alice", "bob")
+        await trio.sleep(0.01)
+        assert smaller.mesh.sessions[larger.id] is old
         await larger.start(nursery)
         with trio.fail_after(5):
             await larger.until_connected(smaller)
