@@ -12,7 +12,16 @@ import trio.testing
 from mesh_cast import Organization, homes, introduce
 
 from fedpeer import codec
-from fedpeer.errors import Ambiguous, CardError, ConfigError, HandshakeError, NotFound, SessionError, TrustError
+from fedpeer.errors import (
+    Ambiguous,
+    CardError,
+    ConfigError,
+    HandshakeError,
+    NotFound,
+    SessionError,
+    StoreError,
+    TrustError,
+)
 from fedpeer.mesh import records
 from fedpeer.mesh.messages import HELLO, RECORDS, Hello
 from fedpeer.testing.network import MemoryNetwork
@@ -459,3 +468,28 @@ async def test_an_error_of_accept_does_not_end_the_accept_loop(home, network, au
             await bob.until_connected(alice)
             assert len(alice.log.faults) == 3
             nursery.cancel_scope.cancel()
+
+
+async def test_a_store_that_fails_in_a_session_ends_the_mesh(home, network, autojump_clock, monkeypatch) -> None:
+    alice, bob = organization(home, network, "alice"), organization(home, network, "bob", dial_only=True)
+
+    async def fail(_: object) -> None:
+        raise StoreError("the disk is full")
+
+    async def scenario() -> None:
+        async with trio.open_nursery() as nursery:
+            await alice.start(nursery)
+            await alice.mesh.add_peer(bob.card.text)
+            await alice.store.write(lambda tx: alice.mesh.open_scope(tx, b"s", [alice.id, bob.id]))
+            link = await dial_as(bob, alice, network)
+            nursery.start_soon(ended, link)
+            await link.send(HELLO, b"", codec.encode(Hello([1], bytes(8), 0)))
+            await alice.until_connected(bob)
+            monkeypatch.setattr(alice.store, "write", fail)
+            raw = records.sign(bob.identity.signing, records.Record(b"s", "note", "", bob.id, b"")).raw
+            await link.send(RECORDS, b"", raw)
+            await trio.sleep(10)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await scenario()
+    assert caught.group_contains(StoreError, match="the disk is full")
