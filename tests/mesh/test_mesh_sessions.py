@@ -12,7 +12,16 @@ import trio.testing
 from mesh_cast import Organization, homes, introduce
 
 from fedpeer import codec
-from fedpeer.errors import Ambiguous, CardError, ConfigError, HandshakeError, NotFound, SessionError, TrustError
+from fedpeer.errors import (
+    Ambiguous,
+    CardError,
+    ConfigError,
+    HandshakeError,
+    NotFound,
+    SessionError,
+    StoreError,
+    TrustError,
+)
 from fedpeer.mesh import records
 from fedpeer.mesh.messages import HELLO, RECORDS, Hello
 from fedpeer.testing.network import MemoryNetwork
@@ -214,8 +223,12 @@ async def test_a_new_session_replaces_one_that_died_unnoticed(home, network, aut
         await smaller.until_connected(larger)
         old = smaller.mesh.sessions[larger.id]
         network.cut("alice", "bob", silent=True)
-        await larger.stop()  # the smaller one cannot see it: its session, of its own dial, looks alive
+        dead = larger.mesh.sessions[smaller.id].link._stream.stream
+        dead.aclose = trio.lowlevel.checkpoint  # the end of it does not arrive either
+        await larger.stop()
         network.heal("alice", "bob")
+        await trio.sleep(0.01)
+        assert smaller.mesh.sessions[larger.id] is old
         await larger.start(nursery)
         with trio.fail_after(5):
             await larger.until_connected(smaller)
@@ -455,3 +468,28 @@ async def test_an_error_of_accept_does_not_end_the_accept_loop(home, network, au
             await bob.until_connected(alice)
             assert len(alice.log.faults) == 3
             nursery.cancel_scope.cancel()
+
+
+async def test_a_store_that_fails_in_a_session_ends_the_mesh(home, network, autojump_clock, monkeypatch) -> None:
+    alice, bob = organization(home, network, "alice"), organization(home, network, "bob", dial_only=True)
+
+    async def fail(_: object) -> None:
+        raise StoreError("the disk is full")
+
+    async def scenario() -> None:
+        async with trio.open_nursery() as nursery:
+            await alice.start(nursery)
+            await alice.mesh.add_peer(bob.card.text)
+            await alice.store.write(lambda tx: alice.mesh.open_scope(tx, b"s", [alice.id, bob.id]))
+            link = await dial_as(bob, alice, network)
+            nursery.start_soon(ended, link)
+            await link.send(HELLO, b"", codec.encode(Hello([1], bytes(8), 0)))
+            await alice.until_connected(bob)
+            monkeypatch.setattr(alice.store, "write", fail)
+            raw = records.sign(bob.identity.signing, records.Record(b"s", "note", "", bob.id, b"")).raw
+            await link.send(RECORDS, b"", raw)
+            await trio.sleep(10)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await scenario()
+    assert caught.group_contains(StoreError, match="the disk is full")
