@@ -33,9 +33,7 @@ inputs = { model = "fit.model", table = "dataset:rows" }
 """
 
 
-@pytest.fixture(autouse=True)
-def _time_jumps(autojump_clock: trio.testing.MockClock) -> None:
-    pass
+pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 
 def write_rows(path: Path, number: int, n: int = 60, columns: str = "id,a,b,y") -> Path:
@@ -144,8 +142,7 @@ async def test_a_finished_job_is_as_it_was_after_a_restart(quick_path: Path) -> 
                 participant.connected = True
         assert after == before
         assert await peers["bob"].daemon.jobs.logs(job.id) == logs
-        assert [line.event for line in logs][0] == "proposed"
-        assert [line.event for line in logs][-1] == "done"
+        assert (logs[0].event, logs[-1].event) == ("proposed", "done")
         assert len(await peers["bob"].daemon.jobs.models()) == 1
 
 
@@ -154,7 +151,7 @@ async def test_a_peer_that_is_down_is_waited_for_by_name(quick_path: Path) -> No
         await add_rows(peers)
         await peers["dave"].stop()
         job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
-        await trio.sleep(3600)
+        await trio.sleep(90)
         for name in ("alice", "bob", "carol"):
             view = await peers[name].daemon.jobs.get(job.id)
             assert (view.state, view.waiting_for) == ("proposed", ["dave"])
@@ -236,17 +233,17 @@ async def test_a_contract_that_nobody_answers_expires(quick_path: Path) -> None:
     async with federation(quick_path, NAMES) as peers:
         await add_rows(peers)
         await peers["dave"].stop()
-        text = peers.contract(TRAIN).replace("version = 1", "version = 1\nexpires = 2026-01-02T00:00:00Z")
+        text = peers.contract(TRAIN).replace("version = 1", "version = 1\nexpires = 2026-01-01T00:02:00Z")
         job = await peers["alice"].daemon.jobs.submit(text)
         for name in ("alice", "bob"):
             view = await peers[name].daemon.jobs.wait(job.id)
             assert view.state == "failed"
             assert "expired; it still waited for dave" in view.error.message
-        await trio.sleep(3600)
+        await trio.sleep(10)
         assert not peers["alice"].daemon.mesh.scopes, "nobody is served for ever"
-        assert 24 * 3600 <= trio.current_time() < 26 * 3600
+        assert 120 + 300 <= trio.current_time() < 600
         await peers["dave"].start()
-        await trio.sleep(60)
+        await trio.sleep(20)
         assert await peers["dave"].daemon.jobs.list() == []
         assert len(await peers["alice"].daemon.jobs.list()) == 1
 
@@ -259,11 +256,10 @@ async def test_any_participant_can_cancel(quick_path: Path) -> None:
         await trio.sleep(5)
         assert (await peers["carol"].daemon.jobs.cancel("job")).state == "cancelled"
         assert (await peers["carol"].daemon.jobs.cancel("job")).state == "cancelled"
-        await peers["dave"].start()
-        views = await ends(peers, job.id)
-        assert {view.state for view in views.values()} == {"cancelled"}
-        assert all("carol" in view.error.message for view in views.values())
-        await settle(peers)
+        for name in ("alice", "bob", "carol"):
+            view = await peers[name].daemon.jobs.wait(job.id)
+            assert view.state == "cancelled"
+            assert "carol" in view.error.message
         with pytest.raises(NotFound):
             await peers["alice"].daemon.jobs.cancel("nothing")
 
@@ -297,10 +293,6 @@ async def test_two_jobs_of_one_name_are_two_jobs(quick_path: Path) -> None:
 # while it runs
 
 
-def test_peers() -> None:
-    """The stage below checks what it is told itself: each message once and in order."""
-
-
 @stage(
     version=1,
     roles={"guest": exactly(1), "host": at_least(2)},
@@ -313,6 +305,7 @@ def test_peers() -> None:
     },
 )
 async def converse(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+    """Checks itself that each message comes once and in order."""
     own = {"said": 0}
     shared: dict[str, Any] = {"total": 0}
     for turn in peers.rounds(6, shared=shared, own=own):
@@ -445,17 +438,17 @@ async def test_a_participant_that_stays_away_ends_the_job_by_name(quick_path: Pa
         await add_rows(peers)
         gone = trio.Event()
         peers["dave"].step = lambda message: gone.set() or "" if isinstance(message, protocol.TotalAnswer) else ""
-        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN, rules="stall_s = 600"))
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN, rules="stall_s = 60"))
         await gone.wait()
         await peers["dave"].stop()
         since = trio.current_time()
-        await trio.sleep(120)
+        await trio.sleep(30)
         view = await peers["bob"].daemon.jobs.get(job.id)
         assert (view.state, view.waiting_for) == ("running", ["dave"])
         view = await peers["alice"].daemon.jobs.wait(job.id)
         assert (view.state, view.error.code) == ("failed", "peer_absent")
         assert "dave could not be reached" in view.error.message
-        assert 600 <= trio.current_time() - since <= 1300
+        assert 60 <= trio.current_time() - since <= 160
         await peers["dave"].start()
         assert (await peers["dave"].daemon.jobs.wait(job.id)).state == "failed"
 
