@@ -25,7 +25,7 @@ async def run(peers: Peers, params: Params, rows: Rows, table: Table) -> dict[st
     After vertical.align:run the i-th row of this table is the same entity at every participant. DataError if `rows`
     was made for a table with more rows than this one.
     """
-    wrong = np.flatnonzero((rows.index < 0) | (rows.index >= table.n_samples))
+    wrong = np.flatnonzero(rows.index >= table.n_samples)
     if wrong.size:
         raise DataError(
             f"row {rows.index[wrong[0]]} is asked for, and the table has {table.n_samples} (counted from 0)",

@@ -161,7 +161,7 @@ async def _host(peers: Peers, params: Align, ids: list[str]) -> tuple[bytes, lis
     await peers.send(guest, "host_nonce", nonce)
     nonces = _from(guest, _check_nonces, await peers.receive(guest, "nonces"), peers.all)
     if nonces[peers.me] != nonce:
-        raise RemoteProtocolError(f"{guest}: not my nonce", peer=guest)
+        raise RemoteProtocolError(f"{guest} sent a list without my nonce", peer=guest)
     session = psi.session_key(nonces)
 
     points = _points(peers, session, ids, size)
@@ -176,7 +176,7 @@ async def _host(peers: Peers, params: Align, ids: list[str]) -> tuple[bytes, lis
     names = _from(guest, psi.check_result, await peers.receive(guest, "result"), min(guest_size, len(ids)))
     place = {name: i for i, name in enumerate(psi.names_of(session, ids))}
     if not place.keys() >= set(names):
-        raise RemoteProtocolError(f"{guest}: a result that cannot be", peer=guest)
+        raise RemoteProtocolError(f"{guest} sent a result that cannot be", peer=guest)
     _check_common(len(names), params)
     return session, [place[name] for name in names]
 
