@@ -232,5 +232,11 @@ def edwards_to_x25519(point: bytes) -> bytes:
 
 
 def x25519(scalar: bytes, point: bytes) -> bytes:
-    """Clamped scalar multiplication; raises TrustError for the all-zero result."""
-    return DhKey(Secret(scalar)).exchange(point)
+    """Clamped scalar multiplication; raises TrustError for the all-zero result or a wrong length."""
+    if len(scalar) != KEY_BYTES or len(point) != KEY_BYTES:  # the binding does not look
+        raise TrustError("an X25519 scalar or point of wrong length")
+    try:
+        product: bytes = sodium.crypto_scalarmult(scalar, point)
+    except (RuntimeError, ValueError, TypeError, nacl.exceptions.CryptoError):
+        raise TrustError("an X25519 point of low order") from None
+    return product
