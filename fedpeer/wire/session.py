@@ -46,6 +46,8 @@ from fedpeer.wire.frames import Buffer, Credit, Data, Name, Open, Ping, Pong, Re
 from fedpeer.wire.noise import Cipher
 
 MAX_FRAME = LENGTH_BYTES + MAX_NOISE_MESSAGE
+TICK_S = 0.001
+"""The shortest pause that `tick` asks for: one below the resolution of the clock would never end."""
 BATCH = 8 * MAX_FRAME
 """The most that is sealed ahead of the stream, and the most that is read from it at once."""
 LARGE = 4096

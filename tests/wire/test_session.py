@@ -404,3 +404,15 @@ def test_credit_above_the_window_is_refused() -> None:
 
 def test_prologue_is_the_name_and_the_version_and_nothing_else() -> None:
     assert PROLOGUE == b"fedpeer\x01"
+
+
+def test_the_pause_until_the_next_keepalive_moves_the_clock(seed: int) -> None:
+    chance = Random(seed)
+    for _ in range(2000):
+        start = chance.uniform(0, 1e6)
+        session = Session(Cipher(ONE), Cipher(TWO), now=start)
+        now = start + KEEPALIVE_S  # a task that slept until then
+        for _ in range(8):
+            now = min(now, start + SILENCE_S - 1e-9)
+            assert now + session.tick(now) > now
+            now = chance.choice([start + KEEPALIVE_S, start + SILENCE_S]) - chance.choice([0.0, 1e-9, 1e-10, 1e-12])
