@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fedpeer"
 
 # first match wins; the number is the layer
