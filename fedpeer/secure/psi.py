@@ -111,7 +111,7 @@ def tags(session: bytes, direction: bytes, twice_raised: Bytes) -> Bytes:
 
 def check_size(value: Any) -> int:
     """A number of points that a party may announce."""
-    if type(value) is not int or not 0 < value <= MAX_PADDED or padded(value) != value:
+    if not isinstance(value, int) or not 0 < value <= MAX_PADDED or padded(value) != value:
         raise RemoteProtocolError(f"not a padded number of at most {MAX_IDS} ids")
     return value
 
