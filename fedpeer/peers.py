@@ -130,7 +130,7 @@ class Peers:
         self.role = roles[me]
         """My role in this stage."""
         self.random = Chance(chance)
-        """The only source of chance in a stage."""
+        """The only source of chance in a stage, another at each peer. What all must draw alike comes from a total."""
 
     @property
     def all(self) -> list[str]:
@@ -203,7 +203,11 @@ class Peers:
         So read the state from the dicts (`shared["w"]`), not from a name bound to it before the loop, and count turns
         in them: after a restart at the end the loop has no turn left, and its variable was never set. A tuple comes
         back as a list, a numpy scalar as a Python number. The loop may be left by `break`; what follows it then belongs
-        to the turn it was left in, and asks and sums as anywhere.
+        to the turn it was left in, and asks and sums as anywhere; that turn may be repeated whole after a crash.
+
+        Shared state comes from totals by + - * / and square roots, comparisons and sums along columns (`math.fsum` for
+        a long sum), or is finished with `agree`: exp, log, `@` and numpy.linalg give other bits on other processors. A
+        peer's own part of a sum may use anything.
         """
         if self._in_rounds:
             raise StageError("a stage has one loop over peers.rounds")

@@ -20,7 +20,14 @@ that this role does not produce is None). It may await nothing but methods of `p
 
 `messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
 gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
-and agreed values and no send: it cannot show one peer's numbers to another even by mistake.
+and agreed values and no send: it cannot show one peer's numbers to another even by mistake. A total over few rows
+shows those rows: sum counts first, and values only of groups that are large enough (ten rows is a common bound).
+
+Testing it takes about 20 lines (`fedpeer.testing.stages`; see tests/algorithms/horizontal/test_horizontal_logistic.py):
+
+    run = run_stage(fit, Fit(), [{"table": a}, {"table": b}, {"table": c}])  # .outputs .totals .digests .transcripts
+    check_stage(fit, Fit(), split, pooled)    # kills a worker at every request, compares all peers byte by byte,
+                                              # replays one as on an older processor, and compares with pooled rows
 """
 
 from __future__ import annotations
@@ -46,6 +53,8 @@ MAX_PEERS = 200
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of a stage's parameters: typed fields with defaults, and bounds. Params() itself: a stage without any.
 
+    Bounds are checked when a contract is read, not by `Fit(...)`; a field without a default must be in the contract.
+
     class Fit(Params, frozen=True):
         reg_lambda: Annotated[float, msgspec.Meta(ge=0)] = 0.01
     """
@@ -58,7 +67,8 @@ class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Table:
     """Rows of one peer: `data` (pyarrow.Table), and which columns are id and label (None if there is none).
 
-    Numbers are float64 and have no NaN or infinity; a missing value is null. Columns keep the owner's order.
+    Numbers are float64 and have no NaN or infinity; a missing value is null. Columns keep the owner's order. A column
+    is float64, string or bool, in outputs too; an id column needs its type (`pa.array(ids, pa.string())`), also empty.
     """
 
     data: pa.Table
@@ -168,7 +178,10 @@ class Sum:
     """A secure sum over all participants: nobody sees one peer's values. The text says what the total tells.
 
     group="data" for what is computed from the data alone, "turn" for what changes with the model: all sums of one
-    group share one survivor set.
+    group share one survivor set. In this version that is everybody, always.
+
+    per_turn is how often the tag may be asked in one turn of `peers.rounds`. What comes before the loop is a turn of
+    its own, and what follows a `break` belongs to the turn it left; so a loop of sums goes into `rounds`.
     """
 
     text: str
