@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fedpeer.algorithms.horizontal.logistic import _matrix, _standardized
+from fedpeer.algorithms.horizontal.logistic import matrix, standardized
 from fedpeer.errors import DataError
 from fedpeer.peers import Peers
 from fedpeer.secure import exact
@@ -92,7 +92,7 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     if not table.features:
         raise DataError("the table has no feature column")
     columns = sorted(table.features)
-    x = _matrix(table, columns)
+    x = matrix(table, columns)
     total = await peers.sum(
         "moments",
         {
@@ -108,7 +108,7 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     moments = [exact.moments_of(total[f"column {name}"]) for name in columns]
     mean = np.array([column.mean for column in moments])
     scale = np.array([column.std if column.std > 0 else 1.0 for column in moments])
-    z = _standardized(x, mean, scale)
+    z = standardized(x, mean, scale)
 
     unit = 2.0 ** (20 - (rows - 1).bit_length())  # so that no entry of a peer's part exceeds 2^20
     state: dict[str, Any] = {
@@ -190,7 +190,7 @@ async def predict(peers: Peers, params: Params, model: Model, table: Table) -> d
     missing = [name for name in columns if name not in table.data.column_names]
     if missing:
         raise DataError(f"the table lacks what the model was trained on: {', '.join(map(repr, missing))}")
-    z = _standardized(_matrix(table, columns), model.arrays["mean"], model.arrays["scale"])
+    z = standardized(matrix(table, columns), model.arrays["mean"], model.arrays["scale"])
     nearest = _nearest(z, model.arrays["centres"]).astype(np.float64)
     name = table.id if table.id not in (None, "cluster") else "row"
     ids = table.ids() if table.id is not None else [str(row) for row in range(table.n_samples)]

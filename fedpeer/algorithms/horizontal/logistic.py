@@ -81,7 +81,7 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     if not table.features:
         raise DataError("the table has no feature column")
     columns = sorted(table.features)
-    x, y = _matrix(table, columns), _labels(table)
+    x, y = matrix(table, columns), _labels(table)
     total = await peers.sum(
         "moments",
         {
@@ -95,7 +95,7 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     moments = [exact.moments_of(total[f"column {name}"]) for name in columns]
     mean = np.array([column.mean for column in moments])
     scale = np.array([column.std if column.std > 0 else 1.0 for column in moments])
-    z = _standardized(x, mean, scale)
+    z = standardized(x, mean, scale)
 
     d = len(columns)
     unit = 2.0 ** (20 - (rows - 1).bit_length())  # so that no entry of a peer's part exceeds 2^20
@@ -267,12 +267,12 @@ def _labels(table: Table) -> Floats:
     return y
 
 
-def _matrix(table: Table, columns: list[str]) -> Floats:
+def matrix(table: Table, columns: list[str]) -> Floats:
     """The named columns, shape (n, d), NaN where a value is missing."""
     return np.array([numbers(table, name) for name in columns]).T.reshape(table.n_samples, len(columns))
 
 
-def _standardized(x: Floats, mean: Floats, scale: Floats) -> Floats:
+def standardized(x: Floats, mean: Floats, scale: Floats) -> Floats:
     """(x - mean) / scale with 0 for missing values, within ±Z_LIMIT; safe for values near the ends of float64."""
     exponent = np.frexp(scale)[1]
     with np.errstate(over="ignore"):
@@ -304,6 +304,6 @@ def _margins(model: Model, table: Table) -> Floats:
     missing = [name for name in columns if name not in table.data.column_names]
     if missing:
         raise DataError(f"the table lacks what the model was trained on: {', '.join(map(repr, missing))}")
-    z = _standardized(_matrix(table, columns), model.arrays["mean"], model.arrays["scale"])
+    z = standardized(matrix(table, columns), model.arrays["mean"], model.arrays["scale"])
     margins: Floats = z @ model.arrays["coef"] + model.arrays["intercept"]
     return margins
