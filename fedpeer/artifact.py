@@ -110,9 +110,8 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     """The same values in fresh buffers: no offset, no bitmap without need, zeros under the nulls."""
     if pa.types.is_string(column.type):
         return pa.array(column.to_pylist(), pa.string())
-    missing = pc.is_null(column).to_numpy() if column.null_count else None
     filled = column.fill_null(False if pa.types.is_boolean(column.type) else 0.0)
-    return pa.array(np.ascontiguousarray(filled.to_numpy()), column.type, mask=missing)
+    return pa.array(np.ascontiguousarray(filled.to_numpy()), column.type, mask=pc.is_null(column).to_numpy())
 
 
 def _load_table(data: Buffer) -> Table:

@@ -15,8 +15,6 @@ Heavy modules (identities, the daemon) are imported by the verbs that need them,
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -185,7 +183,7 @@ def init(state: State, name: str, listen: tuple[str, ...], address: tuple[str, .
         view,
         f"made {made.name} ({card.id}) in {home}\n\n"
         f"The card, to give to the other organizations:\n\n{screen.card(view)}\n\n"
-        "Compare the fingerprint with them by voice. Next: `fedpeer run`, and `fedpeer peer add` with each of their cards.",
+        "Compare it with them by voice. Next: `fedpeer run`, then `fedpeer peer add` for each of their cards.",
     )
 
 
@@ -195,7 +193,14 @@ def run(state: State) -> int:
     """Run the daemon of this peer in the foreground."""
     from fedpeer.daemon import run as run_daemon
 
-    return run_daemon(config.find_home(state.home))
+    try:
+        code: int = run_daemon(config.find_home(state.home))
+    except ExceptionGroup as group:  # a nursery's: told as the one error it is about, if it is one of ours
+        ours, others = group.split(FedpeerError)
+        if ours is None or others is not None:
+            raise
+        raise _first(ours) from group
+    return code
 
 
 @config_group.command(name="show")
@@ -454,6 +459,10 @@ def model_predict(state: State, ref: str, dataset: str, out: Path | None) -> Non
 # small things
 
 
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
 def _view(client: Client, id_: str) -> dict[str, Any]:
     view: dict[str, Any] = client.call("job.show", ref=id_)
     return view
@@ -500,7 +509,7 @@ def _exit_code(view: dict[str, Any]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
+    """Run the command line; the exit code. (`… | head`: click ends the process quietly, with 1.)"""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
@@ -517,11 +526,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error.show()
             return error.exit_code
         return _tell("usage", error.format_message(), hint, error.exit_code, as_json)
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:  # also what click makes of an interrupt
         return _tell("interrupted", "interrupted", "", INTERRUPTED, as_json)
-    except BrokenPipeError:  # `fedpeer … | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
 
 
 def _tell(code: str, message: str, hint: str, exit_code: int, as_json: bool) -> int:

@@ -30,7 +30,7 @@ ALLOWED = frozenset(
     """
     event level timestamp dropped error trace code
     peer name remote address addresses listen source channel reason
-    contract job scope stage algorithm run turn round of k role tag kind slot sender receiver seq
+    contract job job_event scope stage algorithm run turn round of k role tag kind slot sender receiver seq
     attempt restarts state version digest survivors parties
     bytes size rows count duration_s delay_s signal
     pid uid command method path status socket

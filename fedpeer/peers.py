@@ -199,6 +199,11 @@ class Peers:
         `shared` is equal at all peers (it is digested and compared with each sum), `own` never leaves. Both are dicts
         of message values, changed in place by the loop; after a crash they are filled from the last checkpoint and the
         loop goes on there. Code before the loop runs again then, and is given the same answers as the first time.
+
+        So read the state from the dicts (`shared["w"]`), not from a name bound to it before the loop, and count turns
+        in them: after a restart at the end the loop has no turn left, and its variable was never set. A tuple comes
+        back as a list, a numpy scalar as a Python number. The loop may be left by `break`; what follows it then belongs
+        to the turn it was left in, and asks and sums as anywhere.
         """
         if self._in_rounds:
             raise StageError("a stage has one loop over peers.rounds")

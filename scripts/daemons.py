@@ -71,6 +71,12 @@ class Daemon:
                 self.client.call("status")
                 return
 
+    def kill(self) -> None:
+        """SIGKILL: it has no time for anything."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
     def check(self) -> None:
         """Raise DemoError when the daemon has ended by itself."""
         if self.process is not None and self.process.poll() is not None:

@@ -52,6 +52,13 @@ def test_a_table_without_marks_columns_or_rows_comes_back() -> None:
         assert (back.id, back.label, back.data.equals(data)) == (None, None, True)
 
 
+def test_nothing_is_kept_under_a_null() -> None:
+    data = pa.Array.from_buffers(pa.float64(), 2, [pa.py_buffer(b"\1"), pa.py_buffer(np.array([1.0, 4711.0]))])
+    back = artifact.load(*artifact.dump(Table(pa.table({"x": data}))))
+    assert isinstance(back, Table)
+    assert np.frombuffer(back.data.column("x").chunk(0).buffers()[1]).tolist() == [1.0, 0.0]
+
+
 def test_a_loaded_table_is_not_a_copy() -> None:
     data = artifact.dump(Table(pa.table({"x": np.arange(1000.0)})))[1]
     back = artifact.load("table", data)

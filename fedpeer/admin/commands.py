@@ -252,7 +252,7 @@ async def model_predict(daemon: Daemon, ask: Prediction) -> bytes:
 
     table = await daemon.jobs.predict(ask.ref, ask.dataset)
     sink = pa.BufferOutputStream()
-    pyarrow.csv.write_csv(table, sink)
+    pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(quoting_style="needed"))
     return bytes(sink.getvalue())
 
 

@@ -38,8 +38,11 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def clean(value: object) -> str:
-    """Text without control characters: what another organization wrote must not steer this terminal."""
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """Text on one line, without control characters: what others wrote must not steer this terminal."""
+    if isinstance(value, list | tuple):
+        text = ", ".join(map(str, value))
+    else:
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return "".join(char if char.isprintable() else "�" for char in text)
 
 
@@ -204,12 +207,15 @@ def models(views: list[dict[str, Any]]) -> str:
 
 def event(message: dict[str, Any]) -> str:
     """One event on one line."""
-    told = [
-        f"{key}={metrics(message) if key == 'metrics' else clean(value)}"
-        for key, value in message.items()
-        if key not in ("event", "topic", "terminal", "job") and value not in ("", None)
-    ]
-    return "  ".join([clean(message["event"]), *told])
+    told = [clean(message["event"])]
+    for key, value in message.items():
+        if key == "metrics":
+            told.append(metrics(message))
+        elif key == "outputs":
+            told += [f"{clean(output['name'])}={output['digest'][:SHORT]}" for output in value]
+        elif key not in ("event", "topic", "terminal", "job") and value not in ("", None):
+            told.append(f"{key}={clean(value)}")
+    return "  ".join(told)
 
 
 def metrics(holder: dict[str, Any]) -> str:
@@ -217,8 +223,8 @@ def metrics(holder: dict[str, Any]) -> str:
 
 
 def _state(stage: dict[str, Any]) -> str:
-    restarts = stage["restarts"]
-    return stage["state"] + (f" ({restarts} restart{'s' if restarts > 1 else ''})" if restarts else "")
+    restarts: int = stage["restarts"]
+    return str(stage["state"]) + (f" ({restarts} restart{'s' if restarts > 1 else ''})" if restarts else "")
 
 
 # the live view

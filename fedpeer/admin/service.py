@@ -277,6 +277,8 @@ class AdminServer:
                     send.send_nowait(msgspec.json.encode(event))
                 except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
                     send.close()
+                except Exception:  # no JSON: whoever published it must not suffer for that
+                    self._log.error("an event could not be told", exc_info=True)
 
         end = self._events.subscribe(put)
         self.subscribers += 1
@@ -431,7 +433,7 @@ class _Connection:
                 await self._write(h11.Response(status_code=message["status"], headers=message.get("headers", [])))
                 return
             events: list[h11.Event] = []
-            if message.get("body") and request.method != b"HEAD":
+            if message.get("body"):
                 events.append(h11.Data(data=message["body"]))
             if not message.get("more_body"):
                 events.append(h11.EndOfMessage())

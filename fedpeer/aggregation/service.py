@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Protocol
 
@@ -60,8 +61,6 @@ class Records(Protocol):
 
     def discard(self, tx: Transaction, scope: bytes, kind: str, slot: str) -> None: ...
 
-    def scope_changed(self, scope: bytes) -> None: ...
-
     def find(self, scope: bytes, kind: str, slot: str, sender: str) -> bytes | None: ...
 
     def held(self, scope: bytes, kind: str) -> Held: ...
@@ -71,6 +70,8 @@ class Records(Protocol):
     def refuse(self, scope: bytes, predicate: Callable[[Any], bool]) -> None: ...
 
     def offer(self, tx: Transaction, scope: bytes, digest: bytes, size: int) -> None: ...
+
+    def withdraw(self, tx: Transaction, scope: bytes, digest: bytes) -> None: ...
 
     def fetch(self, scope: bytes, digest: bytes, size: int, holders: Sequence[str]) -> Awaitable[Path]: ...
 
@@ -160,7 +161,7 @@ class Aggregation:
             match one.next(self._mesh.held(contract, "key"), self._mesh.held(contract, "masked")):
                 case Begin(attempt):
                     if attempt:
-                        self._log.info("sum repeated", stage=stage, turn=turn, k=k, attempt=attempt)
+                        self._log.info("sum_repeated", stage=stage, turn=turn, k=k, attempt=attempt)
                     await self._publish(
                         contract, "key", slot._replace(attempt=attempt), one.begin(attempt, Secret.random())
                     )
@@ -195,6 +196,9 @@ class Aggregation:
     def forget(self, tx: Transaction, contract: bytes) -> None:
         """The contract is over: its rows go. Records, offers and files go with the scope."""
         tx.execute("DELETE FROM aggregation_sum WHERE contract = ?", (contract,))
+        tx.after_commit(partial(self._forgotten, contract))
+
+    def _forgotten(self, contract: bytes) -> None:
         self._floors.pop(contract, None)
 
     # sums
@@ -210,7 +214,6 @@ class Aggregation:
             self._mesh.publish(tx, contract, kind, str(slot), body)
 
         await self._store.write(publish)
-        self._mesh.scope_changed(contract)
 
     async def _mask(self, contract: bytes, slot: Slot, vector: Vector, step: Mask) -> None:
         masked = await self._run(lambda: masks.mask(vector, step.masks, step.label))
@@ -232,10 +235,7 @@ class Aggregation:
                     raise SumError(f"{name}: {error.message}", peer=part.party) from None
             return total
 
-        total = await self._run(add_up)
-        others = [part.digest for part in step.parts if part.party != self._me]
-        await self._remove_files(others)  # each was the masked vector it should be, hence nothing else we keep
-        return total
+        return await self._run(add_up)
 
     async def _fetch(self, contract: bytes, parts: Sequence[Part]) -> list[Path]:
         """The files of all parts, in order, fetched side by side."""
@@ -287,8 +287,6 @@ class Aggregation:
         data = await self._run(path.read_bytes)
         if not equal(data[: len(label)], label):
             raise RemoteProtocolError(f"{name} proposed bytes that belong to something else", peer=leader)
-        if leader != self._me:
-            await self._remove_files([record.digest])
         return data[len(label) :]
 
     # what is finished everywhere
@@ -297,7 +295,7 @@ class Aggregation:
         """From now on, drop records of sums that are over, and of no sum at all."""
         if contract in self._floors:
             return
-        floors = self._floors[contract] = {}
+        floors: dict[str, Place] = {}
 
         def finished(record: Any) -> bool:
             if record.kind not in _KINDS:
@@ -306,46 +304,38 @@ class Aggregation:
             return slot is None or slot.attempt >= MAX_ATTEMPTS or slot.place < floors.get(slot.stage, (0, 0))
 
         self._mesh.refuse(contract, finished)
+        self._floors[contract] = floors
 
     async def _clean(self, contract: bytes, parties: Sequence[str], stage: str) -> None:
         """Discard what lies before the place that all parties have reached."""
         held = {kind: self._mesh.held(contract, kind) for kind in _KINDS}
         place = floor(parties, stage, [*held["key"], *held["agreed"]])
-        if place is None:
+        floors = self._floors.get(contract, {})  # none: forgotten meanwhile
+        if place is None or place == floors.get(stage):
             return
-        self._floors[contract][stage] = place
-        over: set[tuple[str, str]] = set()
-        files: list[bytes] = []
+        floors[stage] = place
+        slots: set[tuple[str, str]] = set()
+        blobs: dict[bool, set[bytes]] = {True: set(), False: set()}
         for kind, records in held.items():
-            for (text, sender), body in records.items():
+            for (text, _), body in records.items():
                 slot = Slot.parse(text)
-                if slot is None or (slot.stage == stage and slot.place < place):
-                    over.add((kind, text))
-                    if sender == self._me and kind == "masked":
-                        files.append(codec.decode_as(MaskedRecord, body).digest)
-                    elif sender == self._me and kind == "agreed":
-                        files.append(codec.decode_as(AgreedRecord, body).digest)
-        if not over:
-            return
+                over = slot is None or (slot.stage == stage and slot.place < place)
+                if over:
+                    slots.add((kind, text))
+                blobs[over].add(_blob(kind, body))
 
         def discard(tx: Transaction) -> None:
-            for kind, text in sorted(over):
+            for kind, text in sorted(slots):
                 self._mesh.discard(tx, contract, kind, text)
+            for digest in sorted(blobs[True] - blobs[False] - {b""}):
+                self._mesh.withdraw(tx, contract, digest)
             tx.execute(
                 "DELETE FROM aggregation_sum WHERE contract = ? AND stage = ? AND (turn, k) < (?, ?)",
                 (contract, stage, *place),
             )
 
-        await self._store.write(discard)
-        self._mesh.scope_changed(contract)
-        await self._remove_files([digest for digest in files if digest])
-
-    async def _remove_files(self, digests: Sequence[bytes]) -> None:
-        def remove() -> None:
-            for digest in digests:
-                self._store.remove_file(digest)
-
-        await self._run(remove)
+        if slots:
+            await self._store.write(discard)
 
 
 def _ask_once(tx: Transaction, contract: bytes, slot: Slot, asked: bytes) -> None:
@@ -364,3 +354,16 @@ def _ask_once(tx: Transaction, contract: bytes, slot: Slot, asked: bytes) -> Non
 
 def _agreed_label(contract: bytes, slot: Slot) -> bytes:
     return hash_("fp.sa1.agreed", contract, slot.stage.encode(), u32(slot.turn), u32(slot.k))
+
+
+def _blob(kind: str, body: bytes) -> bytes:
+    """The digest of the blob that a record names; nothing for a record without one."""
+    try:
+        match kind:
+            case "masked":
+                return codec.decode_as(MaskedRecord, body).digest
+            case "agreed":
+                return codec.decode_as(AgreedRecord, body).digest
+    except RemoteProtocolError:
+        pass
+    return b""

@@ -14,6 +14,7 @@ Rules
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -607,6 +608,7 @@ class Mesh:
         lock = opened.fetching.setdefault(digest, trio.Lock())
         try:
             async with lock:
+                self._scope(scope)  # it may have been closed while we waited
                 if not path.exists():
                     await self._transfer(scope, Incoming(path, digest, size), holders)
         finally:
@@ -661,8 +663,8 @@ def _words(error: OSError) -> str:
     cause = error.__cause__
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[-1]
-    text = (cause.strerror if isinstance(cause, OSError) else None) or error.strerror or str(error)
-    return text.lower()
+    number = (cause.errno if isinstance(cause, OSError) else None) or error.errno
+    return (os.strerror(number) if number and number > 0 else error.strerror or str(error)).lower()
 
 
 def _now() -> str:

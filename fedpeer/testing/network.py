@@ -16,7 +16,9 @@ Faults
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from random import Random
 
 import trio
@@ -159,27 +161,41 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     def __init__(self, connection: _Connection, incoming: _Direction, outgoing: _Direction) -> None:
         self._connection, self._in, self._out = connection, incoming, outgoing
         self._closed = False
+        self._busy: set[str] = set()
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        if what in self._busy:
+            raise trio.BusyResourceError(f"another task does this already: {what}")
+        self._busy.add(what)
+        try:
+            yield
+        finally:
+            self._busy.discard(what)
 
     def _check(self) -> None:
-        if self._closed:
+        if self._closed or self._out.ended:
             raise trio.ClosedResourceError("this stream was closed")
         if self._out.broken:
             raise trio.BrokenResourceError("the connection was cut")
 
     async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._check()
-        while len(self._out.data) >= BUFFER:
-            await self._out.changed.park()
+        with self._alone("send"):
+            await trio.lowlevel.checkpoint()
             self._check()
+            while len(self._out.data) >= BUFFER:
+                await self._out.changed.park()
+                self._check()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._alone("send"):
+            await self._send(memoryview(data))
+
+    async def _send(self, rest: memoryview) -> None:
         await trio.lowlevel.checkpoint()
-        out, rest = self._out, memoryview(data)
+        out = self._out
         while True:
             self._check()
-            if out.ended:
-                raise trio.ClosedResourceError("the end was sent already")
             if out.muted:
                 return
             part = rest[: max(BUFFER - len(out.data), 0)]
@@ -197,13 +213,21 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             await out.changed.park()
 
     async def send_eof(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._check()
-        self._out.ended = True
-        self._out.changed.unpark_all()
+        with self._alone("send"):
+            await trio.lowlevel.checkpoint()
+            if not self._out.ended or self._closed:
+                self._check()
+            self._out.ended = True
+            self._out.changed.unpark_all()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        await trio.lowlevel.checkpoint()
+        if max_bytes is not None and operator.index(max_bytes) < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._alone("receive"):
+            await trio.lowlevel.checkpoint()
+            return await self._receive(max_bytes)
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
         incoming = self._in
         while True:
             if self._closed:

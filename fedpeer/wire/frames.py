@@ -61,7 +61,7 @@ class Ping(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=4):
-    """The answer; all credit that is due goes before it."""
+    """The answer."""
 
 
 class Rekey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):

@@ -5,7 +5,8 @@ Rules
 * To whoever does not know our key, or whom we do not admit, not one byte is sent.
 * A responder returns only when the first frame of the new session came: who repeats a recorded first message
   never becomes a Link. (The initiator's first frame is a ping.)
-* `run` serves until the session ends, and always ends with SessionError or with the error of the handler.
+* `run` serves until the session ends, and always ends with SessionError, whose cause is what the handler raised
+  if it did; other errors of the project (a StoreError, say) come out of it as they are.
 * One writer: it asks the stream whether it takes more, only then chooses what comes next (`Session`), and seals
   no more than the stream takes in about 10 ms (one frame at least, eight at most). A stream that takes eight
   frames in that time is not asked: control waits 10 ms at most.
@@ -67,7 +68,14 @@ async def _initiate(stream: _Counted, own: DhKey, remote: bytes, psk: Secret | N
     )
     message = handshake.write()
     await stream.send_message(message + mac1(message, remote))
-    handshake.read(await stream.receive_message(MESSAGE_2_BYTES))
+    try:
+        answer = await stream.receive_message(MESSAGE_2_BYTES)
+    except SessionError:
+        if stream.received:
+            raise
+        # what a stranger gets: nothing
+        raise HandshakeError("no answer: it does not know our key (yet), or is not who we dialled") from None
+    handshake.read(answer)
     session = Session(*handshake.split(), now=trio.current_time())
     session.ping()
     await stream.send_all(session.data_to_send(trio.current_time()))
@@ -106,40 +114,53 @@ async def _or_close(stream: trio.abc.Stream, handshake: Awaitable[Link]) -> Link
         return link
     except trio.TooSlowError:
         raise HandshakeError(f"the handshake was not finished within {HANDSHAKE_S:.0f} seconds") from None
-    except EOFError:
-        raise HandshakeError(
-            "it closed the connection in the handshake: it does not know our key (yet), or is not who we dialled"
-        ) from None
-    except _LOST as error:
-        raise HandshakeError(f"the connection was lost in the handshake: {error}") from None
-    except (RemoteProtocolError, TrustError) as error:
-        raise HandshakeError(error.message) from None
+    except HandshakeError:
+        raise
+    except (SessionError, RemoteProtocolError, TrustError) as error:
+        raise HandshakeError(f"no handshake: {error.message}") from None
     finally:
         if link is None:
             await trio.aclose_forcefully(stream)
 
 
+def _lost(error: Exception) -> SessionError:
+    return SessionError(f"the connection was lost: {error or type(error).__name__}")
+
+
 class _Counted:
-    """A stream of any kind: what passed is counted, and its bytes are read into a buffer. EOFError at its end."""
+    """A stream of any kind: what passed is counted, bytes are read into a buffer, its end is a SessionError."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.sent = 0
         self.received = 0
 
+    async def wait_writable(self) -> None:
+        try:
+            await self.stream.wait_send_all_might_not_block()
+        except _LOST as error:
+            raise _lost(error) from None
+
     async def send_all(self, data: Buffer) -> None:
-        await self.stream.send_all(data)
+        try:
+            await self.stream.send_all(data)
+        except _LOST as error:
+            raise _lost(error) from None
         self.sent += len(data)
 
     async def receive_into(self, buffer: memoryview) -> int:
-        if isinstance(self.stream, trio.SocketStream):
-            count = await self.stream.socket.recv_into(buffer)
-        else:
-            data = await self.stream.receive_some(len(buffer))
-            count = len(data)
-            buffer[:count] = data
+        """At least one byte."""
+        try:
+            if isinstance(self.stream, trio.SocketStream):
+                count = await self.stream.socket.recv_into(buffer)
+            else:
+                data = await self.stream.receive_some(len(buffer))
+                count = len(data)
+                buffer[:count] = data
+        except _LOST as error:
+            raise _lost(error) from None
         if count == 0:
-            raise EOFError
+            raise SessionError("the other side closed the connection")
         self.received += count
         return count
 
@@ -200,7 +221,8 @@ class Link:
         return self._stream.received
 
     async def run(self, on_message: OnMessage) -> None:
-        """Serve until the session ends, then raise why (SessionError, or the error of `on_message`).
+        """Serve until the session ends, then raise why: SessionError, or a FedpeerError of `on_message` as it is
+        (but RemoteProtocolError, which says that the other side is at fault, as the cause of a SessionError).
 
         `on_message(name, header, payload)` is called for the messages of one channel in order, one at a time, and
         for different channels concurrently. The payload is valid during the call; the credit of a message goes
@@ -229,15 +251,15 @@ class Link:
         """Queue one message; returns when it is queued, which is when the other side has given credit for it.
 
         The channel is opened at its first use. Messages of one name keep their order among those of equal `bulk`.
-        A copy of the payload is made. Raises SessionError once the session ended, LocalProtocolError for more than
-        the caps of wire.constants (header 224 bytes, payload 65,280). Not a checkpoint unless it waits.
+        The payload may be changed afterwards (what is not bytes is copied). Raises SessionError once the session
+        ended, LocalProtocolError for more than the caps of wire.constants (header 224 bytes, payload 65,280). Not a
+        checkpoint unless it waits.
         """
         while True:
             if self._ended is not None:
                 raise SessionError(self._ended.message) from self._ended
             if self._session.send(name, header, payload, bulk=bulk):
                 break
-            self._writer.unpark()  # it may have asked for credit
             await self._room.park()
         self._writer.unpark()
 
@@ -267,7 +289,7 @@ class Link:
                 continue
             with trio.move_on_after(SILENCE_S) as patience:
                 if quantum < BATCH:
-                    await stream.stream.wait_send_all_might_not_block()
+                    await stream.wait_writable()
                 begun = trio.current_time()
                 await stream.send_all(session.data_to_send(begun, quantum))
             if patience.cancelled_caught:
@@ -319,21 +341,17 @@ class Link:
         try:
             await task(*arguments)
         except RemoteProtocolError as error:
-            self._end(SessionError(f"the other side broke the protocol: {error.message}"))
+            self._end(SessionError(f"the other side broke the protocol: {error.message}"), error)
         except FedpeerError as error:
             self._end(error)
-        except EOFError:
-            self._end(SessionError("the other side ended the session"))
-        except _LOST as error:
-            self._end(SessionError(f"the connection was lost: {error}"))
         except Exception as error:
-            wrapped = SessionError(f"a message could not be handled: {type(error).__name__}")
-            wrapped.__cause__ = error
-            self._end(wrapped)
+            self._end(SessionError(f"a message could not be handled: {type(error).__name__}"), error)
 
-    def _end(self, error: FedpeerError) -> None:
+    def _end(self, error: FedpeerError, cause: Exception | None = None) -> None:
         if self._ended is None:
             self._ended = error
+            if cause is not None:
+                error.__cause__ = cause
             self._room.unpark_all()
             self._pong.unpark_all()
             self._scope.cancel()

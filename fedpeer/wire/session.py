@@ -4,8 +4,9 @@ Rules
 * A channel goes one way: who sends opens it, under a number of its own. Control channels have the numbers
   0 … 15, bulk channels 16 … 18, and (name, bulk) has at most one number at a time.
 * Credit: each channel has a window; a data frame costs `len(header) + len(payload) + 64`. It comes back when
-  the receiver has handled the message: at once when half of the window is due, else with the next bytes that
-  go that way, and always before a pong. Sending beyond one's credit ends the session.
+  the receiver has handled the message: at once when half of the window is due, or when the channel has become
+  idle and all numbers are in use, else with the next bytes that go that way. Sending beyond one's credit ends
+  the session.
 * A number may be given another name when its whole window is free, so both tables are bounded and nothing is
   ever closed: the channel that was used longest ago makes place.
 * Priority: what is sealed next is chosen when the stream takes more: a rekey that is due, pong, ping, credit,
@@ -126,6 +127,7 @@ class Session:
         self._start = self._end = 0
         self._spare: list[bytearray] = []
         self._incoming: dict[int, _Incoming] = {}
+        self._unnamed = {CONTROL_WINDOW: CONTROL_CHANNELS, BULK_WINDOW: BULK_CHANNELS}  # numbers not in use
         self._due: dict[int, int] = {}  # credit to give back, by number
         self._due_now = False
         self._received_under_key = 0
@@ -149,7 +151,6 @@ class Session:
         key = (name, bulk)
         channel = self._outgoing.pop(key, None) or self._open(key)
         if channel is None:
-            self.ping()  # credit that is due comes with the pong
             return False
         self._outgoing[key] = channel
         view = memoryview(payload)
@@ -185,7 +186,9 @@ class Session:
         """The message was handled: give its credit back."""
         due = self._due.get(message.channel, 0) + message.cost
         self._due[message.channel] = due
-        self._due_now = self._due_now or 2 * due >= _window(message.channel)
+        incoming = self._incoming[message.channel]
+        idle = due == incoming.window - incoming.room
+        self._due_now = self._due_now or 2 * due >= incoming.window or (idle and not self._unnamed[incoming.window])
         if message.buffer is not None and len(self._spare) < SPARE:
             try:
                 message.payload.release()
@@ -355,3 +358,7 @@ class Session:
         if any(c.name == name and c.window == window and n != number for n, c in self._incoming.items()):
             raise RemoteProtocolError("one name for two channels")
         self._incoming[number] = _Incoming(name, window, window)
+        if old is None:
+            self._unnamed[window] -= 1
+        if self._due and not self._unnamed[window]:
+            self._due_now = True

@@ -27,7 +27,8 @@ class Connection:
             sent = self._socket.sendmsg([frame], ancillary(descriptors))
         finally:
             protocol.close(descriptors)
-        self._socket.sendall(memoryview(frame)[sent:])
+        if sent < len(frame):
+            self._socket.sendall(memoryview(frame)[sent:])
 
     def receive(self, kind: Any, *, files: bool = False) -> Any:
         """The next message, one of `kind`; None when the other end is closed. RemoteProtocolError for anything else."""

@@ -58,10 +58,11 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(SOCKET,), daemon=True).start()
     try:
         daemon.send(run(daemon.receive(protocol.Start, files=True), Daemon(daemon)))
-    except ConnectionError:  # there is nobody left to tell
-        os._exit(1)
     except BaseException as error:
-        daemon.send(failure(error))
+        try:
+            daemon.send(failure(error))
+        except OSError:  # there is nobody left to tell
+            os._exit(1)
 
 
 def _end_with(descriptor: int) -> None:

@@ -207,7 +207,7 @@ async def test_a_fault_of_the_program_is_logged_and_not_told(door: Door) -> None
         (b"[]", "not a JSON object"),
         (b"{", "not a JSON object"),
         (b"\xff", "not a JSON object"),
-        (b"[" * 100_000, "not a JSON object"),
+        (b'{"text":' + b"[" * 100_000, "not a JSON object"),
     ],
 )
 async def test_wrong_arguments_are_refused_by_name(door: Door, body: bytes, said: str) -> None:
@@ -389,6 +389,18 @@ async def test_who_sends_nothing_is_dropped_in_time(door: Door, autojump_clock: 
     assert door.hall.changes == 0
 
 
+async def test_a_fault_in_the_server_itself_ends_one_connection_only(door: Door) -> None:
+    def fault(_: Caller) -> bool:
+        raise RuntimeError("a bug")
+
+    door.allow = fault
+    with pytest.raises(NotReachable):
+        await door.call("echo.get", ref="a", text="b")
+    assert door.errors == ["an admin connection failed"]
+    door.allow = lambda _: True
+    await door.works()
+
+
 async def test_the_number_of_connections_has_a_cap(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "MAX_CONNECTIONS", 3)
     held = [await door.connect() for _ in range(3)]
@@ -504,6 +516,15 @@ async def test_a_slow_subscriber_is_told_that_events_are_missing_and_stalls_nobo
     assert service.MAX_QUEUE <= len(read) < sent
     stream.close()
     await door.until(lambda: door.server.subscribers == 0)
+
+
+async def test_an_event_that_is_no_json_harms_neither_publisher_nor_subscriber(door: Door) -> None:
+    stream = await trio.to_thread.run_sync(Client(door.path).events)
+    door.events.publish("daemon", "odd", value=object())
+    door.events.publish("daemon", "even")
+    assert (await trio.to_thread.run_sync(next, stream))["event"] == "even"
+    assert door.errors == ["an event could not be told"]
+    stream.close()
 
 
 async def test_a_silent_stream_is_kept_alive(door: Door, autojump_clock: None) -> None:

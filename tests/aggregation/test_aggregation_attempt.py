@@ -377,6 +377,14 @@ def test_parties_are_different_and_this_one_is_among_them(parties: list[str]) ->
         Sum(CONTRACT, Slot("fit", 0, 0), parties, "a", bytes(32), bytes(32), 1)
 
 
+def named_otherwise() -> set[bytes]:
+    """The same keys at the same places, of parties with other names."""
+    return seeds_of(
+        lambda: Sum(CONTRACT, Slot("fit", 1, 0), ["alice", "rob", "carol"], "alice", b"h" * 32, PARAMS, COUNT),
+        {"rob": key_record("bob"), "carol": key_record("carol")},
+    )
+
+
 def seeds_of(make: Callable[[], Sum], others: dict[str, bytes]) -> set[bytes]:
     me = make()
     held: dict[tuple[str, str], bytes] = {}
@@ -413,6 +421,7 @@ def test_every_seed_changes_with_anything_the_parties_must_agree_on() -> None:
         "turn": at(turn=2),
         "k": at(k=1),
         "parties": at(more=1),
+        "names of the parties": named_otherwise(),
         "history": differing(history=b"i" * 32),
         "params": differing(params=b"q" * 32),
         "key of carol": seeds_of(one, others | {"carol": key_record("mallory")}),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import daemons
+import demo
 import pytest
 
 DEMO = Path(daemons.__file__).with_name("demo.py")
@@ -40,7 +43,6 @@ class Run:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._folder = folder
-        folder.mkdir(mode=0o700)
         self._process = subprocess.Popen(
             [sys.executable, "-c", SUPERVISOR, *options],
             stdout=subprocess.PIPE,
@@ -71,9 +73,11 @@ class Run:
 
 
 @pytest.fixture
-def folder() -> Path:
-    """A short path: unix sockets lie below it."""
-    return Path(f"/tmp/fpt-{os.getpid()}-{time.monotonic_ns() % 10**9}")
+def folder() -> Iterator[Path]:
+    """A folder of a short name, for unix sockets lie below it."""
+    path = Path(tempfile.mkdtemp(prefix="fpt"))
+    yield path
+    shutil.rmtree(path)
 
 
 def agrees(result: dict, keys: set[str]) -> None:
@@ -95,12 +99,16 @@ def test_four_daemons_train_one_model_and_nothing_is_left(folder: Path) -> None:
     assert run.left == run.files == []
 
 
-def test_without_json_there_is_a_table_for_people(folder: Path) -> None:
-    run = Run(folder)
-    assert run.end() == 0, run.said
-    text = "\n".join(run.lines)
-    assert all(re.search(rf"^ ?{name} +11[34] +0\.9\d+ +[0-9a-f]{{16}} ", text, re.M) for name in ("north", "west"))
-    assert "the same bytes at all four" in text
+def test_the_table_for_people_says_whether_the_models_are_one(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {"auc": 0.99, "pooled_auc": 0.99, "models_identical": True, "rounds": 9, "seconds": 12.3}
+    clinics = [["north", "114", "0.9914", "495c51b4da80d4ed", "653 KiB"]]
+    demo.table(result, clinics)
+    assert re.search(r"north +114 +0\.9914 +495c51b4da80d4ed", said := capsys.readouterr().out)
+    assert "the same bytes at all four" in " ".join(said.split())
+    demo.table(result | {"models_identical": False, "restarted": 2}, clinics)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "NOT the same" in said
+    assert "2 processes killed and back" in said
 
 
 def test_a_killed_daemon_and_a_killed_worker_come_back_and_the_models_agree(folder: Path) -> None:
@@ -112,10 +120,12 @@ def test_a_killed_daemon_and_a_killed_worker_come_back_and_the_models_agree(fold
     assert run.left == run.files == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_demo_leaves_nothing(folder: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "words", "code"), [(signal.SIGINT, "; training", 130), (signal.SIGTERM, "four daemons run", 143)]
+)
+def test_an_interrupted_demo_leaves_nothing(folder: Path, number: int, words: str, code: int) -> None:
     run = Run(folder, "--json")
-    run.until("four private files")
+    run.until(words)
     run.signal(number)
     assert run.end() == code, run.said
     assert run.left == run.files == []
@@ -123,7 +133,7 @@ def test_an_interrupted_demo_leaves_nothing(folder: Path, number: int, code: int
 
 def test_a_killed_demo_leaves_no_process(folder: Path) -> None:
     run = Run(folder, "--json")
-    run.until("four private files")
+    run.until("cards exchanged")
     run.signal(signal.SIGUSR1)  # the supervisor kills it with SIGKILL
     assert run.end() == -signal.SIGKILL
     assert run.left == []

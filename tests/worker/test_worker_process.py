@@ -27,6 +27,7 @@ from fedpeer.secure import fixedpoint
 from fedpeer.stage import Model, Table, find
 from fedpeer.testing.stages import run_stage
 from fedpeer.worker import protocol as ask
+from fedpeer.worker.connection import Connection
 from fedpeer.worker.service import COMMAND, ENVIRONMENT, LOG_BYTES, WorkerProcess
 
 KEY = bytes(range(32))
@@ -57,16 +58,18 @@ def descriptors_of(process: str) -> dict[str, str]:
     return found
 
 
-def runs(pid: int) -> bool:
-    """Whether a process is there and more than an entry that nobody has asked for."""
+def state(pid: int) -> str:
+    """One letter of proc(5); a process that is gone is X, and Z is one that nobody has asked for."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
-        return False
+        return "X"
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Of any of its threads (trio starts processes in one of its own)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def start_of(stage: str, params: bytes = b"{}", **changed: Any) -> ask.Start:
@@ -182,14 +185,11 @@ async def test_a_worker_goes_on_from_its_checkpoint_as_if_it_had_not_been_killed
 @pytest.mark.parametrize("count", [0, 1, 2, 9])
 async def test_map_gives_the_same_whatever_the_number_of_cores(count: int) -> None:
     cores = os.sched_getaffinity(0)
-    params = b'{"count":%d}' % count
     results = []
     for used in ({min(cores)}, cores):
-        os.sched_setaffinity(0, used)
-        try:
-            results.append(report(await end_of("mapped", params)))
-        finally:
-            os.sched_setaffinity(0, cores)
+        command = (*TRIAL[:-1], f"import os; os.sched_setaffinity(0, {used}); {TRIAL[-1]}")
+        async with worker_of(start_of("mapped", b'{"count":%d}' % count), command) as worker:
+            results.append(report(await worker.next()))
     assert results[0] == results[1]
     assert results[0]["squares"] == [number * number for number in range(count)]
     assert results[0]["sums"] == [3000.0 * number * number for number in range(count)]
@@ -226,6 +226,14 @@ async def test_another_error_is_told_by_type_and_place_and_without_its_words() -
     assert failed == ask.Failed("stage", f"ValueError in trial/talk.py, line {line}, in error_of_python", "")
     assert any(f"line {line}" in said for said in log)
     assert not any("could not convert" in said for said in log)
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("error_like_a_lost_daemon", "BrokenPipeError"), ("leaves", "SystemExit")])
+async def test_no_error_of_a_stage_is_taken_for_the_end_of_the_worker(stage: str, kind: str) -> None:
+    failed = await end_of(stage)
+    assert isinstance(failed, ask.Failed)
+    assert failed.message.startswith(f"{kind} in trial/talk.py")
+    assert "4711" not in failed.message
 
 
 async def test_a_stage_that_awaits_something_else_is_told_so() -> None:
@@ -342,6 +350,15 @@ async def test_closing_ends_a_worker_that_waits_or_works(stage: str) -> None:
     assert not Path(f"/proc/{worker.pid}").exists()
 
 
+async def test_closing_ends_a_worker_that_does_not_even_run() -> None:
+    async with worker_of(start_of("waits")) as worker:
+        await worker.next()
+        os.kill(worker.pid, signal.SIGSTOP)
+        while state(worker.pid) != "T":
+            await trio.sleep(0.02)
+    assert not Path(f"/proc/{worker.pid}").exists()
+
+
 @pytest.mark.parametrize("stage", ["waits", "works"])
 def test_a_worker_ends_when_its_daemon_is_gone(stage: str) -> None:
     ours, theirs = socket.socketpair()
@@ -349,28 +366,27 @@ def test_a_worker_ends_when_its_daemon_is_gone(stage: str) -> None:
     theirs.close()
     frame, _ = ask.pack(start_of(stage))
     ours.sendall(frame)
-    assert ours.recv(4)
+    assert Connection(ours).receive(ask.Request) is not None
     ours.close()
     assert process.wait(timeout=60) == 1
 
 
 async def test_the_processes_of_map_end_with_their_worker() -> None:
     log: list[str] = []
-    worker = await WorkerProcess.start(start_of("mapped_for_ever"), command=TRIAL, log=log.append)
-    try:
-        with trio.fail_after(30):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(worker.next)
-                while len(log) < min(2, len(os.sched_getaffinity(0))):
-                    await trio.sleep(0.02)
-                nursery.cancel_scope.cancel()
-        os.kill(worker.pid, signal.SIGKILL)
-    finally:
-        await worker.aclose()
+    async with worker_of(start_of("mapped_for_ever"), log=log) as worker, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def kill_when_all_run() -> None:
+            while len(log) < min(2, len(os.sched_getaffinity(0))):
+                await trio.sleep(0.02)
+            os.kill(worker.pid, signal.SIGKILL)
+
+        with pytest.raises(WorkerCrashed):
+            await worker.next()
     forked = [int(line.split()[1]) for line in log]
     assert forked
     with trio.fail_after(30):
-        while any(map(runs, forked)):
+        while any(state(pid) not in "ZX" for pid in forked):
             await trio.sleep(0.02)
 
 

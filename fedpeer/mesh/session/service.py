@@ -109,7 +109,8 @@ class Session:
                         await self.link.run(self._on_message)
                     except SessionError as error:
                         self.reason = error.message
-                        if error.__cause__ is not None:
+                        self.violated = isinstance(error.__cause__, RemoteProtocolError)
+                        if error.__cause__ is not None and not self.violated:
                             raise error.__cause__ from None
                     nursery.cancel_scope.cancel()
         finally:
@@ -204,13 +205,6 @@ class Session:
         self.end(f"it said nothing within {HELLO_S:.0f} seconds")
 
     async def _on_message(self, name: Name, header: bytes, payload: memoryview) -> None:
-        try:
-            await self._handle(name, header, payload)
-        except RemoteProtocolError:
-            self.violated = True
-            raise
-
-    async def _handle(self, name: Name, header: bytes, payload: memoryview) -> None:
         if name == HELLO:
             self._hello(codec.decode_as(Hello, payload))
             return

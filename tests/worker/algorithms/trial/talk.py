@@ -164,6 +164,16 @@ async def error_of_python(peers: Peers, params: Numbers) -> dict[str, Any]:
 
 
 @talk()
+async def error_like_a_lost_daemon(peers: Peers, params: Numbers) -> dict[str, Any]:
+    raise BrokenPipeError("4711")
+
+
+@talk()
+async def leaves(peers: Peers, params: Numbers) -> dict[str, Any]:
+    sys.exit("4711")
+
+
+@talk()
 async def sum_out_of_range(peers: Peers, params: Numbers) -> dict[str, Any]:
     await peers.sum("sum", {"x": np.array([1e9])})
     return {}
