@@ -18,6 +18,7 @@ from fedpeer.jobs.views import JobView
 from fedpeer.peers import Peers
 from fedpeer.stage import Open, Params, Report, Stage, Sum, Table, at_least, exactly, stage
 from fedpeer.testing.federation import Federation, federation
+from fedpeer.testing.network import MemoryNetwork
 from fedpeer.worker import protocol
 
 NAMES = ["alice", "bob", "carol", "dave"]
@@ -95,7 +96,7 @@ async def test_four_train_one_model_and_each_can_use_it(autojump_clock: Clock, q
         views = await ends(peers, proposed.id)
         await settle(peers)
 
-        assert {view.state for view in views.values()} == {"done"}
+        assert {view.state for view in views.values()} == {"done"}, [view.error for view in views.values()]
         assert len({tuple(outputs(view).items()) for view in views.values()}) == 1
         for name, view in views.items():
             assert [(s.id, s.state, s.role) for s in view.stages] == [
@@ -340,18 +341,18 @@ async def double(peers: Peers, params: Params, report: Report) -> dict[str, Any]
 
 
 def find(name: str) -> Stage:
-    return {"test.talk:converse": converse, "test.talk:double": double}.get(name) or stages.find(name)
+    return {converse.name: converse, double.name: double}.get(name) or stages.find(name)
 
 
 CONVERSE = """
 [[stage]]
 id = "twice"
-run = "test.talk:double"
+run = "test_federation:double"
 roles = { member = ["alice", "carol"] }
 inputs = { report = "talk.report" }
 [[stage]]
 id = "talk"
-run = "test.talk:converse"
+run = "test_federation:converse"
 roles = { guest = "bob", host = ["alice", "carol", "dave"] }
 inputs = { table = "dataset:rows" }
 """
@@ -362,7 +363,7 @@ async def test_a_vertical_stage_feeds_another_that_some_have(autojump_clock: Clo
         await add_rows(peers)
         job = await peers["carol"].daemon.jobs.submit(peers.contract(CONVERSE))
         views = await ends(peers, job.id)
-        assert {view.state for view in views.values()} == {"done"}
+        assert {view.state for view in views.values()} == {"done"}, [view.error for view in views.values()]
         values = {name: {o.stage: o.values for o in view.outputs} for name, view in views.items()}
         assert {v["talk"]["said"] for v in values.values()} == {18}
         assert len({v["talk"]["total"] for v in values.values()}) == 1
@@ -378,18 +379,35 @@ def killer(chance: random.Random, share: float) -> Callable[[protocol.Message], 
     return lambda _message: chance.choice(["worker", "daemon"]) if chance.random() < share else ""
 
 
-@pytest.mark.parametrize("part", range(8))
+async def make_trouble(peers: Federation, chance: random.Random) -> None:
+    """Connections break and daemons die at any time, whatever they are doing."""
+    while True:
+        await trio.sleep(chance.expovariate(4))
+        a, b = chance.sample(NAMES, 2)
+        if chance.random() < 0.3:
+            peers[a].kill()
+        else:
+            peers.network.cut(a, b)
+            await trio.sleep(chance.expovariate(10))
+            peers.network.heal(a, b)
+
+
+@pytest.mark.parametrize("part", range(16))
 async def test_killed_anywhere_all_end_with_the_same_model(
     autojump_clock: Clock, quick_path: Path, seed: int, part: int
 ) -> None:
     chance = random.Random(f"{seed}/{part}")
-    async with federation(quick_path, NAMES, find=find) as peers:
+    async with federation(quick_path, NAMES, network=MemoryNetwork(random=chance), find=find) as peers:
         await add_rows(peers)
         for peer in peers.values():
-            peer.step = killer(chance, 0.03)
+            peer.step, peer.step_s = killer(chance, 0.06), 0.02
         text = peers.contract(TRAIN if part % 2 else CONVERSE, rules="restarts = 100")
         job = await peers["alice"].daemon.jobs.submit(text)
-        views = await ends(peers, job.id)
+        await trio.sleep(0.01)  # all have heard of it
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make_trouble, peers, chance)
+            views = await ends(peers, job.id)
+            nursery.cancel_scope.cancel()
         assert sum(peer.deaths for peer in peers.values()) > 0
         assert {view.state for view in views.values()} == {"done"}, [view.error for view in views.values()]
         if part % 2:
@@ -417,7 +435,7 @@ async def test_a_daemon_that_stops_in_mid_round_goes_on_by_itself(autojump_clock
         job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
         await stopped.wait()
         views = await ends(peers, job.id)
-        assert {view.state for view in views.values()} == {"done"}
+        assert {view.state for view in views.values()} == {"done"}, [view.error for view in views.values()]
         assert len({outputs(view)["fit.model"] for view in views.values()}) == 1
         assert {s.restarts for view in views.values() for s in view.stages} == {0}, "no worker crashed"
 
