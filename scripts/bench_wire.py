@@ -36,7 +36,7 @@ from fedpeer.wire.session import BATCH
 
 RUNS = 5
 CASES = {"64KiB": 64 * 1024, "1MiB": 1024 * 1024}
-TOTAL = 768 * 1024 * 1024
+TOTAL = 512 * 1024 * 1024
 NAME = ("bench",)
 SERVER, CLIENT = DhKey(Secret(bytes([1]) * 32)), DhKey(Secret(bytes([2]) * 32))
 

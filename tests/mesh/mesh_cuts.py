@@ -16,6 +16,7 @@ from typing import TypeVar
 import trio
 from mesh_cast import SCOPE, Organization, homes
 
+from fedpeer.store import call_directly
 from fedpeer.testing.network import MemoryNetwork
 
 T = TypeVar("T")
@@ -52,12 +53,13 @@ class Author:
     fetched: set[bytes] = field(default_factory=set)
     kills: int = 0
     quiet: bool = False
+    slow_disk: bool = False
 
     async def live(self, nursery: trio.Nursery) -> None:
         """The daemon, killed and started again and again."""
         while True:
             async with trio.open_nursery() as life:
-                await self.one.start(life, run_in_thread=Disk())
+                await self.one.start(life, run_in_thread=Disk() if self.slow_disk else call_directly)
                 for stage in STAGES:
                     life.start_soon(self._write, stage)
                     life.start_soon(self._take, stage)
@@ -161,7 +163,7 @@ async def weather(seed: int, cuts: int) -> None:
     def limits(_dialler: str, _acceptor: str) -> tuple[int | None, int | None]:
         if network.broken >= cuts:
             return None, None
-        there, back = (random.randrange(random.choice([200, 800, 3_000, 30_000, 300_000])) for _ in range(2))
+        there, back = (random.randrange(random.choice([100, 300, 800, 3_000, 30_000, 300_000])) for _ in range(2))
         return random.choice([(there, None), (None, back), (there, back)])
 
     network.limits = limits
@@ -171,6 +173,8 @@ async def weather(seed: int, cuts: int) -> None:
             for name in ("alice", "bob")
         )
         authors = [Author(alice, bob, Random(seed + 2)), Author(bob, alice, Random(seed + 3))]
+        for author in authors:
+            author.slow_disk = seed % 2 == 0
         authors[0].author_of_other, authors[1].author_of_other = authors[1], authors[0]
         for one, other in ((alice, bob), (bob, alice)):
             async with trio.open_nursery() as nursery:
@@ -205,6 +209,6 @@ async def weather(seed: int, cuts: int) -> None:
             assert author.one.log.faults == []
         assert network.broken >= cuts
         assert kills >= cuts // 50
-        assert letters >= cuts // 2
+        assert letters >= cuts // 5
         assert records >= cuts // 50
         assert blobs >= cuts // 200

@@ -191,12 +191,12 @@ async def test_control_overtakes_bulk_on_a_slow_stream(autojump_clock: trio.abc.
         for _ in range(20):
             await alice.send(("blob", 1), b"", bytes(MAX_PAYLOAD), bulk=True)
         await trio.sleep(0.35)
-        before = len(inbox.messages)
+        sealed = 20 - len(alice._session._bulk)
         await alice.send(("records",), b"urgent")
         await inbox.until(21)
     position = [name for name, _, _ in inbox.messages].index(("records",))
-    assert 1 < before < 10
-    assert position - before <= 2
+    assert 2 <= sealed <= 4
+    assert position <= sealed + 2  # the handlers of two channels run in any order
 
 
 async def test_a_silent_peer_is_declared_dead(autojump_clock: trio.abc.Clock) -> None:
