@@ -237,8 +237,8 @@ def judge(
             return Verdict(Event.FAIL, JobError(f"{name_of(peer)} {why}", peer=name_of(peer)))
     for ended in (heard.ended[peer] for peer in peers if peer in heard.ended):
         if ended.event is not Event.FINISH:
-            error = by_code(ended.code)(ended.message, peer=ended.peer)
-            return Verdict(Event.CANCEL if ended.event is Event.CANCEL else Event.FAIL, error)
+            heard_of = by_code(ended.code)(ended.message, peer=ended.peer)
+            return Verdict(Event.CANCEL if ended.event is Event.CANCEL else Event.FAIL, heard_of)
     if now >= contract.expires + SKEW_S:
         late = [name_of(peer) for peer in peers if peer not in heard.answers] or [
             name_of(peer) for peer in peers if peer not in heard.dones
