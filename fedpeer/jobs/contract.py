@@ -69,6 +69,10 @@ WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
+Parties = Annotated[int, msgspec.Meta(ge=2, le=MAX_PEERS)]
+Profile = Literal["byz", "crash"]
+Stall = Annotated[int, msgspec.Meta(ge=1)]
+Restarts = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 
 class Participant(codec.Record, frozen=True):
@@ -118,13 +122,13 @@ class Release(codec.Record, frozen=True):
 class Rules(codec.Record, frozen=True):
     """What the participants hold each other to."""
 
-    min_parties: Annotated[int, msgspec.Meta(ge=2, le=MAX_PEERS)] = 3
+    min_parties: Parties = 3
     """A secure sum over fewer contributors is refused."""
-    profile: Literal["byz", "crash"] = "byz"
+    profile: Profile = "byz"
     """Whom a sum must survive (PROTOCOL.md). Today's sums need every participant, under either profile."""
-    stall_s: Annotated[int, msgspec.Meta(ge=1)] = 3600
+    stall_s: Stall = 3600
     """A participant that is not reachable for so long while the job runs ends it."""
-    restarts: Annotated[int, msgspec.Meta(ge=0, le=100)] = 2
+    restarts: Restarts = 2
     """So often a worker that crashed is started again, in each stage."""
 
 
@@ -206,10 +210,10 @@ class _WrittenStage(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _WrittenRules(msgspec.Struct, forbid_unknown_fields=True):
-    min_parties: int = Rules.__struct_defaults__[0]
-    profile: str = Rules.__struct_defaults__[1]
-    stall_s: int = Rules.__struct_defaults__[2]
-    restarts: int = Rules.__struct_defaults__[3]
+    min_parties: Parties = Rules.__struct_defaults__[0]
+    profile: Profile = Rules.__struct_defaults__[1]
+    stall_s: Stall = Rules.__struct_defaults__[2]
+    restarts: Restarts = Rules.__struct_defaults__[3]
 
 
 class _Written(msgspec.Struct, forbid_unknown_fields=True):
@@ -263,7 +267,7 @@ def parse(text: str, *, me: str, resolve: Callable[[str], str], find: FindStage,
         tuple(participants),
         stages,
         tuple(Release(output, "all") for output in sorted(written.release)),
-        _convert(msgspec.to_builtins(written.rules), Rules, "[rules]", from_fields=True),
+        Rules(**msgspec.structs.asdict(written.rules)),
     )
     check(contract, find)
     return contract
@@ -527,10 +531,8 @@ def _one_of(word: str, words: Iterable[str], complaint: str) -> None:
     raise ContractError(f"{complaint} {word!r}", hint=hint)
 
 
-def _convert(value: Any, kind: type[T], where: str, *, from_fields: bool = False) -> T:
+def _convert(value: Any, kind: type[T], where: str) -> T:
     try:
-        if from_fields:  # a Record is an array; its fields by name come from people
-            value = list(value.values())
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         raise ContractError(f"{where}: {error}") from None

@@ -11,7 +11,7 @@ Records of a job, in the scope named by the contract's id, one of each kind per 
   countersign   `Answer`: approved with what I bring, or refused with a reason of a fixed list
   done          `Done`: every stage of mine is complete; digests of what must be equal everywhere
   abort         `Abort`: I end the job
-  ended         the job is over here; when all have said so, nobody needs anything of it
+  ended         `Ended`: it is over here, and how; when all have said so, nobody needs anything of it
 
 Rules
 * A participant says "done" or "abort", never both. So the end is the same at all, in whatever order records come: if
@@ -126,6 +126,16 @@ class Done(codec.Record, frozen=True):
     """(stage, output, digest) of what must be equal at all."""
 
 
+class Ended(codec.Record, frozen=True):
+    """How it ended here. Who did not hear the cause itself (from a peer it is not connected with) hears it so."""
+
+    event: Event
+    code: Annotated[str, msgspec.Meta(max_length=40)]
+    message: Short
+    peer: Annotated[str, msgspec.Meta(max_length=64)]
+    """The name of whose fault or wish it was, "" when done or when our own."""
+
+
 def brought(
     dataset: str, version: bytes, salt: bytes, columns: Sequence[tuple[str, str]], label: str, *, told: bool
 ) -> Brought:
@@ -146,6 +156,17 @@ def abort_of(error: FedpeerError) -> Abort:
     return Abort(error.code, words[:500])
 
 
+def ended_of(verdict: Verdict, failure: FedpeerError | None, me: str) -> Ended:
+    """What I say of the end. `failure`: what ended it here, if it did; `me`: my name."""
+    error = verdict.error
+    if error is None:
+        return Ended(verdict.event, "", "", "")
+    if error is failure:
+        told = abort_of(error)
+        return Ended(verdict.event, told.code, f"{me} ended the job: {told.message}"[:500], me)
+    return Ended(verdict.event, error.code, error.message[:500], error.peer[:64])
+
+
 @dataclass
 class Heard:
     """What was said so far: peer id → record."""
@@ -153,7 +174,7 @@ class Heard:
     answers: dict[str, Answer] = field(default_factory=dict)
     dones: dict[str, Done] = field(default_factory=dict)
     aborts: dict[str, Abort] = field(default_factory=dict)
-    ended: set[str] = field(default_factory=set)
+    ended: dict[str, Ended] = field(default_factory=dict)
 
 
 # what follows from it
@@ -214,6 +235,10 @@ def judge(
         if answer is not None and not answer.approved:
             why = REFUSALS.get(answer.reason, "refuses for a reason of a newer release")
             return Verdict(Event.FAIL, JobError(f"{name_of(peer)} {why}", peer=name_of(peer)))
+    for ended in (heard.ended[peer] for peer in peers if peer in heard.ended):
+        if ended.event is not Event.FINISH:
+            heard_of = by_code(ended.code)(ended.message, peer=ended.peer)
+            return Verdict(Event.CANCEL if ended.event is Event.CANCEL else Event.FAIL, heard_of)
     if now >= contract.expires + SKEW_S:
         late = [name_of(peer) for peer in peers if peer not in heard.answers] or [
             name_of(peer) for peer in peers if peer not in heard.dones

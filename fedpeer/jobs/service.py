@@ -46,7 +46,7 @@ from fedpeer.events import Events
 from fedpeer.jobs import archive, checkpoint, contract, lifecycle, views
 from fedpeer.jobs.contract import Contract, StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker, run_alone
-from fedpeer.jobs.lifecycle import Abort, Answer, Done, Heard, Verdict
+from fedpeer.jobs.lifecycle import Abort, Answer, Done, Ended, Heard, Verdict
 from fedpeer.jobs.views import JobView, LogLine, ModelView
 from fedpeer.mesh.records import Record
 from fedpeer.mesh.service import Mesh
@@ -374,8 +374,9 @@ class Jobs:
                 late = [self._name_of(peer) for peer, since in away.items() if trio.current_time() - since >= stall]
                 if late and not self._is_complete(job):
                     names = ", ".join(late)
-                    job.failure = PeerAbsent(f"{names} could not be reached for {stall} s", peer=names)
-                    continue
+                    job.failure = job.failure or PeerAbsent(f"{names} could not be reached for {stall} s", peer=names)
+                    self._judge(job)
+                    return
             left = job.contract.expires + contract.SKEW_S - self._seconds()
             await trio.sleep(max(1.0, min(left, stall / 4, 60.0)))
 
@@ -423,12 +424,13 @@ class Jobs:
 
         own = self._hear(job).answers.get(self._mesh.me)
         refused = own is not None and not own.approved
+        ended = lifecycle.ended_of(verdict, job.failure, self._name_of(self._mesh.me))
 
         def end(tx: Transaction) -> tuple[Sequence[bytes], Sequence[bytes]]:
             archive.end(tx, job.id, verdict.event, self._time())
             if error is not None and error is job.failure and not refused:
                 self._mesh.publish(tx, job.id, lifecycle.ABORT, "", codec.encode(lifecycle.abort_of(error)))
-            self._mesh.publish(tx, job.id, lifecycle.ENDED, "", b"")
+            self._mesh.publish(tx, job.id, lifecycle.ENDED, "", codec.encode(ended))
             self._aggregation.forget(tx, job.id)
             return checkpoint.drop(tx, job.id), archive.unpin_snapshots(tx, job.id)
 
@@ -451,7 +453,7 @@ class Jobs:
     async def _linger(self, job: _Job) -> None:
         """Others may still need our records and mail: until all have ended, or the contract expired."""
         everybody = set(job.contract.peers)
-        while self._hear(job).ended < everybody:
+        while self._hear(job).ended.keys() < everybody:
             left = job.contract.expires + contract.SKEW_S - self._seconds()
             if left <= 0:
                 break
@@ -633,6 +635,7 @@ class Jobs:
             lifecycle.COUNTERSIGN: (Answer, heard.answers),
             lifecycle.DONE: (Done, heard.dones),
             lifecycle.ABORT: (Abort, heard.aborts),
+            lifecycle.ENDED: (Ended, heard.ended),
         }
         for kind, (record, said) in readers.items():
             for (slot, sender), body in self._mesh.held(job.id, kind).items():
@@ -642,7 +645,6 @@ class Jobs:
                     said[sender] = codec.decode_as(record, body)
                 except RemoteProtocolError as error:
                     heard.aborts[sender] = Abort(error.code, f"its record of kind {kind} cannot be read")
-        heard.ended = {sender for slot, sender in self._mesh.held(job.id, lifecycle.ENDED) if not slot} & members
         return heard
 
     def _is_complete(self, job: _Job) -> bool:

@@ -43,6 +43,8 @@ class Organization:
         self.identity = Identity(Secret(hash_("fp.testing", name.encode())))
         self.step: Callable[[protocol.Message], str] = lambda _message: ""
         """"worker": the worker dies here, "daemon": the daemon does, "" nobody."""
+        self.step_s = 0.0
+        """So long each step of a worker takes."""
         self.deaths = 0
         self._federation = federation
         self._folder = federation.folder / name
@@ -93,6 +95,13 @@ class Organization:
         await self.stop()
         await self.start()
 
+    def kill(self) -> None:
+        """The daemon dies here and now, and is started again as a service manager does. Nothing if it is dying."""
+        if not self._scope.cancel_called:
+            self.deaths += 1
+            self._scope.cancel()
+            self._federation.nursery.start_soon(self._rise)
+
     async def _live(
         self,
         daemon: Daemon,
@@ -112,13 +121,12 @@ class Organization:
         return CoroutineWorker(start, self._federation.find, self._at_step)
 
     async def _at_step(self, message: protocol.Message) -> bool:
+        await trio.sleep(self.step_s)
         victim = self.step(message)
-        if victim:
-            self.deaths += 1
         if victim == "daemon":
-            self._scope.cancel()
-            self._federation.nursery.start_soon(self._rise)
+            self.kill()
             await trio.sleep_forever()  # until the cancellation is here: nothing is done any more
+        self.deaths += bool(victim)
         return bool(victim)
 
     async def _rise(self) -> None:
@@ -135,6 +143,8 @@ class Federation(Mapping[str, Organization]):
         self, folder: Path, names: Sequence[str], network: MemoryNetwork, nursery: trio.Nursery, find: FindStage
     ) -> None:
         self.folder, self.network, self.nursery, self.find = folder, network, nursery, find
+        self.ahead_s = 0.0
+        """So far the wall clock of all is ahead of trio's: add to it to let days pass without living them."""
         self._organizations = {name: Organization(self, name) for name in names}
 
     def __getitem__(self, name: str) -> Organization:
@@ -148,7 +158,7 @@ class Federation(Mapping[str, Organization]):
 
     def now(self) -> datetime:
         """The wall clock of all of them."""
-        return EPOCH + timedelta(seconds=trio.current_time())
+        return EPOCH + timedelta(seconds=trio.current_time() + self.ahead_s)
 
     async def introduce(self) -> None:
         """Everybody adds everybody's card, and waits until all are connected."""

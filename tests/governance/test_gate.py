@@ -66,6 +66,8 @@ def test_a_message_of_another_tag_or_to_another_does_not(gate: Gate, to: str, ta
 def test_a_host_may_not_say_what_the_guest_may() -> None:
     with pytest.raises(GateClosed, match="not from host to host"):
         Gate(train, ROLES, "telco").send("shop", "gh", *SMALL)
+    with pytest.raises(GateClosed, match="not from host to host"):
+        Gate(train, ROLES, "telco").send("shop", "split", *SMALL)
     with pytest.raises(GateClosed, match="not from host to guest"):
         Gate(train, ROLES, "telco").send("bank", "gh", *SMALL)
     Gate(train, ROLES, "telco").send("bank", "split", *SMALL)

@@ -93,6 +93,7 @@ class Between:
         self.letters: dict[tuple[str, str], list[Mail]] = defaultdict(list)
         self.taken: list[tuple[str, str, int]] = []
         self.sums: dict[tuple[int, int], dict[str, tuple[bytes, bytes, Any]]] = defaultdict(dict)
+        self.answered: set[tuple[str, int, int]] = set()
         self.agreed: dict[tuple[int, int], bytes] = {}
         self.changed = trio.Event()
 
@@ -131,6 +132,7 @@ class Daemon:
         pass
 
     async def sum(self, stage: str, turn: int, k: int, vector: Any, params: bytes, history: bytes) -> Any:
+        assert (self.me, turn, k) not in self.between.answered, "a decided sum is never asked again"
         parts = self.between.sums[turn, k]
         part = (params, history, np.array(vector))
         if self.me in parts:
@@ -142,6 +144,7 @@ class Daemon:
             await self.between.changed.wait()
         assert len({part[:2] for part in parts.values()}) == 1, "all have one history and one description of the sum"
 
+        self.between.answered.add((self.me, turn, k))
         total = np.sum([part[2] for part in parts.values()], axis=0, dtype=np.uint32) % (1 << 24)
         return SimpleNamespace(values=total, survivors=list(PEER_OF.values()))
 
