@@ -66,13 +66,9 @@ class Delivery(Protocol):
         self, tx: Any, contract: bytes, stage: str, to: str, tag: str, header: bytes, buffers: Sequence[Any]
     ) -> int: ...
 
-    def posted(self, to: str) -> None: ...
-
     async def next_mail(self, contract: bytes, stage: str, sender: str) -> Any: ...
 
     def take(self, tx: Any, contract: bytes, stage: str, sender: str, mail: Any) -> None: ...
-
-    def taken(self, contract: bytes, stage: str, sender: str) -> None: ...
 
 
 class Together(Protocol):
@@ -200,7 +196,6 @@ class Execution:
                 self.mesh.post(tx, self.contract, self.stage_id, to, request.tag, request.header, request.buffers)
 
         await self.store.write(commit)
-        self.mesh.posted(to)
 
     async def _receive(self, request: ask.Receive) -> ask.Answer:
         self.gate.receive(request.sender, request.tag)
@@ -223,7 +218,6 @@ class Execution:
                 self.mesh.take(tx, self.contract, self.stage_id, sender, mail)
 
             await self.store.write(commit)
-            self.mesh.taken(self.contract, self.stage_id, sender)
         return ask.Value(*split(payload))
 
     async def _sum(self, request: ask.Sum) -> ask.Answer:

@@ -308,7 +308,6 @@ class Jobs:
         except BaseException:
             del self._jobs[job.id]
             raise
-        self._mesh.scope_changed(job.id)
         assert self._nursery is not None, "jobs begin when run() has started"
         self._nursery.start_soon(self._supervise, job)
         return job
@@ -439,7 +438,6 @@ class Jobs:
             for digest in own_files:
                 self._store.remove_file(digest)
             await self._remove_unneeded(snapshots)
-        self._mesh.scope_changed(job.id)
         job.over.set()
 
     async def _remove_unneeded(self, versions: Sequence[bytes]) -> None:
@@ -465,7 +463,6 @@ class Jobs:
             archive.close(tx, job.id)
 
         await self._store.write(close)
-        self._mesh.scope_changed(job.id)
         job.closed = True
 
     # our answer
@@ -482,7 +479,6 @@ class Jobs:
             answer, job.failure = Answer(False, refused.reason, ()), refused.error
         body = codec.encode(answer)
         await self._store.write(lambda tx: self._mesh.publish(tx, job.id, lifecycle.COUNTERSIGN, "", body))
-        self._mesh.scope_changed(job.id)
 
     async def _decide(self, read: Contract) -> None:
         """Whether this peer takes part; _Refused if not. Policies and approvals by the operator belong here."""
@@ -623,7 +619,6 @@ class Jobs:
         job.complete = True
         body = codec.encode(Done(tuple(sorted(histories.items())), tuple(equal)))
         await self._write(job, lambda tx: self._mesh.publish(tx, job.id, lifecycle.DONE, "", body))
-        self._mesh.scope_changed(job.id)
         self._judge(job)
 
     # what was said
@@ -690,7 +685,7 @@ class Jobs:
         for event, facts in told:
             views.apply(job.view, time, event, facts)
             self._events.publish(job.topic, event, **facts)
-            self._log.info(f"job_{event}", job=job.id.hex(), name=job.view.name, stage=facts.get("stage", ""))
+            self._log.info("job", job_event=event, job=job.id.hex(), name=job.view.name, stage=facts.get("stage", ""))
         return result
 
     def _view(self, job: _Job) -> JobView:

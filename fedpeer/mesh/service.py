@@ -310,6 +310,9 @@ class Mesh:
         self.connections.ring()
         for scope, opened in self.scopes.items():
             if peer in opened.audience:
+                proposal = opened.shelf.get(CONTRACT, "", self.me)
+                if proposal is not None:  # it was away when this was proposed: the scope may not be open there yet
+                    session.push(proposal)
                 session.sync(scope)
         return True
 
@@ -390,11 +393,6 @@ class Mesh:
         for table in ("scope", "record", "evidence", "outbox", "inbox", "stream"):
             tx.execute(f"DELETE FROM mesh_{table} WHERE scope = ?", (scope,))  # noqa: S608 - constants
         tx.after_commit(partial(self._closed, scope))
-
-    def scope_changed(self, scope: bytes) -> None:
-        """Wake whoever waits for something of this scope. A commit does that by itself: nobody needs to call this."""
-        if scope in self.scopes:
-            self.scopes[scope].wake()
 
     def _opened(self, scope: bytes, audience: Sequence[str]) -> None:
         opened = self.scopes[scope] = Scope(audience, Shelf())
@@ -533,14 +531,12 @@ class Mesh:
         if to == self.me or to not in (records.audience_of(tx, contract) or ()):
             raise LocalProtocolError(f"{self.name_of(to)} is not a peer of this scope")
         seq = mail.post(tx, self.store, self.me, contract, stage, to, (tag, header, buffers))
-        tx.after_commit(partial(self.posted, to, contract))
+        tx.after_commit(partial(self._posted, contract, to))
         return seq
 
-    def posted(self, to: str, contract: bytes | None = None) -> None:
-        """Look into the outbox for this peer. A commit does that by itself: nobody needs to call this."""
-        for scope, opened in self.scopes.items():
-            if contract in (None, scope):
-                opened.outbox[to].ring()
+    def _posted(self, contract: bytes, to: str) -> None:
+        if contract in self.scopes:
+            self.scopes[contract].outbox[to].ring()
 
     async def next_mail(self, contract: bytes, stage: str, sender: str) -> Mail:
         """The first letter of this stream that is not taken; waits for it. Raises LocalProtocolError once closed."""
@@ -563,10 +559,6 @@ class Mesh:
         """The letter has had its effect in this transaction: it does not come again. LocalProtocolError if it did."""
         size, digest = mail.take(tx, contract, stage, sender, letter.seq)
         tx.after_commit(partial(self._taken, contract, sender, size, digest))
-
-    def taken(self, contract: bytes, stage: str, sender: str) -> None:
-        """Make room for further letters. A commit does that by itself: nobody needs to call this."""
-        self.room.ring()
 
     def _taken(self, contract: bytes, sender: str, size: int, digest: bytes) -> None:
         if contract in self.scopes:

@@ -112,10 +112,8 @@ class Daemon:
     def post(self, tx: Transaction, contract: bytes, stage: str, to: str, tag: str, header: bytes, buffers: Any) -> int:
         letters = self.between.letters[self.me, to]
         letters.append(Mail(len(letters), tag, header, [bytes(buffer) for buffer in buffers]))
+        tx.after_commit(self.between.change)
         return len(letters) - 1
-
-    def posted(self, to: str) -> None:
-        self.between.change()
 
     async def next_mail(self, contract: bytes, stage: str, sender: str) -> Mail:
         row = self.store.write_now(lambda tx: tx.one("SELECT count FROM taken WHERE sender = ?", (sender,)))
@@ -127,9 +125,6 @@ class Daemon:
     def take(self, tx: Transaction, contract: bytes, stage: str, sender: str, mail: Mail) -> None:
         tx.execute("INSERT OR REPLACE INTO taken VALUES (?, ?)", (sender, mail.seq + 1))
         self.between.taken.append((sender, self.me, mail.seq))
-
-    def taken(self, contract: bytes, stage: str, sender: str) -> None:
-        pass
 
     async def sum(self, stage: str, turn: int, k: int, vector: Any, params: bytes, history: bytes) -> Any:
         assert (self.me, turn, k) not in self.between.answered, "a decided sum is never asked again"

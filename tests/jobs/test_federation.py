@@ -147,10 +147,6 @@ async def test_a_finished_job_is_as_it_was_after_a_restart(autojump_clock: Clock
         assert len(await peers["bob"].daemon.jobs.models()) == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the mesh tells contracts to who is connected, not yet to who connects later and has not the scope",
-)
 async def test_a_peer_that_is_down_is_waited_for_by_name(autojump_clock: Clock, quick_path: Path) -> None:
     async with federation(quick_path, NAMES) as peers:
         await add_rows(peers)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
+from trio.testing import MockClock
 
 from fedpeer import codec
 from fedpeer.aggregation import keys, masks
@@ -35,8 +36,6 @@ inputs = { table = "dataset:rows" }
 params = { reg_lambda = 0.1 }
 """
 COLUMNS, ROWS = 8, 40
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 
 @dataclass
@@ -143,7 +142,7 @@ async def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Transcript:
 
 
 async def test_no_peers_vector_nor_any_sum_over_some_peers_is_in_the_frames_of_a_run(
-    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transcript = await run(quick_path, monkeypatch)
     assert len(transcript.frames) > 100
@@ -151,7 +150,7 @@ async def test_no_peers_vector_nor_any_sum_over_some_peers_is_in_the_frames_of_a
 
 
 async def test_the_same_check_fails_when_the_masks_are_taken_away(
-    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "pair_masks", lambda *_: [])
     transcript = await run(quick_path, monkeypatch)
@@ -160,7 +159,7 @@ async def test_the_same_check_fails_when_the_masks_are_taken_away(
 
 
 async def test_the_same_check_fails_when_one_peer_is_masked_from_nobody(
-    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = keys.pair_masks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,17 +17,8 @@ from fedpeer.identity import Identity
 from fedpeer.mesh.service import Mesh
 from fedpeer.network import Network
 from fedpeer.store import RunInThread, Store, call_directly
-from fedpeer.wire.session import Session
 
 SCOPE = bytes(range(32))
-
-
-def _patient_tick(self: Session, now: float, tick: Callable[..., float] = Session.tick) -> float:
-    return max(tick(self, now), 1e-3)
-
-
-# Until wire does it: a pause that rounding makes smaller than the clock's resolution never ends under a mock clock.
-Session.tick = _patient_tick  # type: ignore[method-assign]
 
 
 class Log:
