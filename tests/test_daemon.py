@@ -62,7 +62,7 @@ def make(home: Path, listen: str = "127.0.0.1:0") -> None:
 def test_it_is_ready_when_it_answers_and_stops_in_order(home: Path, manager: Manager, ending: signal.Signals) -> None:
     make(home)
     process = subprocess.Popen(
-        [*FEDPEER, "run"], env=environment(home, manager, WATCHDOG_USEC="200000"), stderr=subprocess.PIPE
+        [*FEDPEER, "run"], env=environment(home, manager, WATCHDOG_USEC="2000000"), stderr=subprocess.PIPE
     )
     try:
         manager.until("READY=1")
@@ -74,10 +74,6 @@ def test_it_is_ready_when_it_answers_and_stops_in_order(home: Path, manager: Man
         manager.until("WATCHDOG=1")
         manager.heard.remove("WATCHDOG=1")
         manager.until("WATCHDOG=1")
-
-        second = subprocess.run([*FEDPEER, "run"], env=environment(home), capture_output=True, text=True, timeout=60)
-        assert second.returncode == 1
-        assert "in use by another fedpeer daemon" in second.stderr
 
         process.send_signal(ending)
         manager.until("STOPPING=1")
