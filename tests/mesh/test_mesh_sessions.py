@@ -108,6 +108,20 @@ async def test_a_simultaneous_dial_settles_on_the_session_of_the_smaller_id(
         assert (a if smaller is alice else b).link.initiator
 
 
+async def test_a_session_gives_way_to_one_with_fresh_keys_after_an_hour(home, network, autojump_clock) -> None:
+    alice, bob = (organization(home, network, name) for name in ("alice", "bob"))
+    async with running(alice, bob):
+        await introduce(alice, bob)
+        await alice.until_connected(bob)
+        first = alice.mesh.sessions[bob.id].link.handshake_hash
+        await trio.sleep(3500)
+        assert alice.mesh.sessions[bob.id].link.handshake_hash == first
+        await trio.sleep(200)
+        assert alice.mesh.sessions[bob.id].link.handshake_hash != first
+        assert await alice.mesh.ping("bob") < 5
+        assert network.connections == 2
+
+
 async def test_a_peer_without_an_address_dials_and_is_never_dialled(home, network, autojump_clock) -> None:
     alice, bob = organization(home, network, "alice", dial_only=True), organization(home, network, "bob")
     async with running(alice, bob):

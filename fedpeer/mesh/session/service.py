@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 HELLO_S: Final = 5.0
 STALL_S: Final = 30.0
+FRESH_S: Final = 3600.0
+"""After so long the dialler ends a session and dials again: fresh keys, unknown to who learnt the old ones."""
 MAX_READY: Final = 4096
 MAX_KNOWN: Final = 1 << 16
 
@@ -105,6 +107,7 @@ class Session:
                     self._nursery = nursery
                     nursery.start_soon(self._await_hello)
                     nursery.start_soon(self._talk)
+                    nursery.start_soon(self._grow_old)
                     try:
                         await self.link.run(self._on_message)
                     except SessionError as error:
@@ -124,6 +127,11 @@ class Session:
         """End the session at once."""
         self.reason = reason
         self._scope.cancel()
+
+    async def _grow_old(self) -> None:
+        await trio.sleep(FRESH_S)
+        if self.link.initiator:
+            self.end("an hour is over: a new session with fresh keys follows")
 
     # what we say
 
