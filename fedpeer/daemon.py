@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from fedpeer.worker.service import WorkerProcess
 T = TypeVar("T")
 PR_SET_DUMPABLE = 4
 STATUS_S = 5.0
+_PLACE = re.compile(r'\s*File "[^"]+", line \d+, in [\w<>.]+')
 
 
 class Daemon:
@@ -160,9 +162,19 @@ def _threads(count: int) -> RunInThread:
 
 async def _start_worker(start: Start) -> WorkerProcess:
     log = structlog.get_logger()
-    worker = await WorkerProcess.start(start, log=lambda line: log.info("worker_said", stage=start.stage, reason=line))
+    worker = await WorkerProcess.start(
+        start, log=lambda line: log.info("worker_said", stage=start.stage, **worker_remark(line))
+    )
     log.info("worker_started", stage=start.stage, pid=worker.pid)
     return worker
+
+
+def worker_remark(line: str) -> dict[str, str | int]:
+    """What the log keeps of a line of a worker's standard error: a place in the program, of any other its length.
+
+    A library's warning or a stage's print may show values of somebody's data.
+    """
+    return {"reason": line.strip()} if _PLACE.fullmatch(line) else {"size": len(line)}
 
 
 async def _tell_status(daemon: Daemon) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedpeer.admin.client import Client
+from fedpeer.daemon import worker_remark
 
 FEDPEER = [sys.executable, "-m", "fedpeer.cli"]
 
@@ -94,3 +95,16 @@ def test_a_port_in_use_is_named(home: Path) -> None:
     assert run.returncode == 1
     assert str(port) in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_of_what_a_worker_writes_the_log_keeps_places_and_no_values() -> None:
+    place = '  File "/x/fedpeer/algorithms/horizontal/logistic.py", line 84, in fit'
+    assert worker_remark(place) == {"reason": place.strip()}
+    for line in (
+        "patient 17: glucose 9.81",
+        "RuntimeWarning: overflow in 9.81",
+        place + " patient 17",
+        "",
+        " x = 9.81",
+    ):
+        assert worker_remark(line) == {"size": len(line)}
