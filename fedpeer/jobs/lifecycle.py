@@ -31,7 +31,7 @@ import msgspec
 from fedpeer import codec
 from fedpeer.crypto import hash_
 from fedpeer.errors import Cancelled, ColumnsDiffer, FedpeerError, JobError, LocalProtocolError, NotEqual, by_code
-from fedpeer.jobs.contract import SKEW_S, Contract, Digest
+from fedpeer.jobs.contract import SKEW_S, Contract, Digest, StageEntry
 
 CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED = "contract", "countersign", "done", "abort", "ended"
 KINDS = frozenset({CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED})
@@ -247,13 +247,21 @@ def judge(
     return None
 
 
+def has_common_columns(entry: StageEntry, role: str) -> bool:
+    """Whether the holders of this role tell each other their columns, which must be the same.
+
+    Guests and hosts have columns of their own, and so has everybody in a local stage, which has no messages.
+    """
+    return role == "member" and not entry.run.startswith("local.")
+
+
 def compare_columns(contract: Contract, answers: Mapping[str, Answer], name_of: Callable[[str], str]) -> None:
     """Before anything is computed: members of a stage bring the same columns. Raises ColumnsDiffer."""
     data = {(peer, item.dataset): item for peer, answer in answers.items() for item in answer.data}
     for entry in contract.stages:
         first: dict[str, tuple[str, Brought]] = {}
         for alias, role in entry.roles:
-            for port, source in entry.sources(alias).items() if role == "member" else ():
+            for port, source in entry.sources(alias).items() if has_common_columns(entry, role) else ():
                 peer = contract.peer_of[alias]
                 item = data.get((peer, source.removeprefix("dataset:")))
                 if not source.startswith("dataset:"):

@@ -513,7 +513,7 @@ class Jobs:
         told = {
             name
             for (stage_id, _), name in datasets.items()
-            if job.contract.stage(stage_id).role_of[job.view.me] == "member"
+            if lifecycle.has_common_columns(entry := job.contract.stage(stage_id), entry.role_of[job.view.me])
         }
         said, version_of = [], {}
         async with self._files:

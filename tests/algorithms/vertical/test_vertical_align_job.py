@@ -6,7 +6,9 @@ import random
 from pathlib import Path
 
 import trio
+import trio.testing
 
+from fedpeer import artifact
 from fedpeer.jobs.views import JobView
 from fedpeer.testing.federation import Federation, federation
 from fedpeer.worker import protocol
@@ -76,3 +78,39 @@ async def test_an_alignment_feeds_a_later_stage_whatever_workers_and_daemons_die
             peer.step = step
         check(await run_job(peers, seed))
         assert sum(peer.deaths for peer in peers.values()) >= 3
+
+
+PAIR = """
+[[stage]]
+id = "align"
+run = "vertical.align:run"
+roles = { guest = "alice", host = ["bob"] }
+inputs = { table = "dataset:patients" }
+[[stage]]
+id = "pick"
+run = "local.select:run"
+inputs = { rows = "align.rows", table = "dataset:patients" }
+"""
+
+
+async def test_two_with_other_columns_each_have_their_own_columns_of_the_common_rows(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with federation(tmp_path, ["alice", "bob"]) as peers:
+        for name, columns, patients in (("alice", "id,age,sick", range(0, 9)), ("bob", "id,smoker", range(4, 20))):
+            rows = [",".join([f"P-{i}", *("1" for _ in columns.split(",")[1:])]) for i in patients]
+            path = tmp_path / f"{name}.csv"
+            path.write_text("\n".join([columns, *rows]) + "\n")
+            await peers[name].daemon.catalog.add("patients", str(path), "id", "sick" if name == "alice" else None)
+        sent = []
+        for peer in peers.values():
+            whole = peer.daemon.mesh.publish
+            peer.daemon.mesh.publish = lambda *a, whole=whole: (sent.append(a[-1]), whole(*a))[1]
+        jobs = peers["alice"].daemon.jobs
+        view = await jobs.wait((await jobs.submit(peers.contract(PAIR))).id)
+        assert view.state == "done", view.error
+        (table,) = [output for output in view.outputs if output.name == "table"]
+        picked = artifact.load("table", peers["alice"].daemon.store.path_of(bytes.fromhex(table.digest)).read_bytes())
+        assert picked.features == ["age"]
+        assert sorted(picked.ids()) == [f"P-{i}" for i in range(4, 9)]
+        assert not [body for body in sent if b"smoker" in body or b"sick" in body], "columns of one's own are told"
