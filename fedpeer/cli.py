@@ -254,7 +254,12 @@ def events(state: State, topic: str | None) -> None:
 @click.argument("card")
 @pass_state
 def peer_add(state: State, card: str) -> None:
-    text = card if card.strip().startswith("fedpeer-card-") else _read(card)
+    if card.strip().startswith("fedpeer-card-"):
+        text = card
+    elif card == "-" or Path(card).is_file():
+        text = _read(card)
+    else:
+        raise UsageError(f"{card!r} is neither a card nor a file", hint="a card is one line: fedpeer-card-1.…")
     view = state.client().call("peer.add", card=text)
     state.show(
         view,

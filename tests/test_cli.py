@@ -256,8 +256,9 @@ def test_a_card_is_taken_as_text_file_or_standard_input(
     for given in (CARD, str(tmp_path / "card.txt"), "-"):
         assert run("peer", "add", given)[0] == 0
         assert peer.asked[-1][1]["card"].strip() == CARD
-    code, _, err = run("peer", "add", str(tmp_path / "nowhere"))
-    assert (code, "nowhere: No such file" in err) == (2, True)
+    for given in (str(tmp_path / "nowhere"), str(tmp_path), "hello", ""):
+        code, _, err = run("peer", "add", given)
+        assert (code, "neither a card nor a file" in err, "fedpeer-card-1" in err) == (2, True, True)
 
 
 def test_predictions_go_to_stdout_or_to_a_file(peer: Peer, run: Run, tmp_path: Path) -> None:

@@ -212,7 +212,11 @@ def read(
             where = f"{path}: row {format_.row(path, bad.index)}, column {name!r}"
             if bad.same_as is not None:
                 bad.reason += f" as in row {format_.row(path, bad.same_as)}"
-            hint = f"mend it, or add the dataset with --text {name}" if kind != TEXT else ""
+            hint = (
+                f"mend it (an empty cell is a missing value), or add the dataset with --text {name}"
+                if kind != TEXT
+                else ""
+            )
             raise DataError(f"{where}: {bad.reason}", hint=hint) from None
     return Table(pa.table(columns), id, label)
 
