@@ -51,7 +51,13 @@ def job_view(state: str = "done", **more: Any) -> JobView:
                           metrics={"loss": 0.123456789}, restarts=1)],
         outputs=[
             OutputView(stage="fit", name="model", kind="model", digest="cd" * 32),
-            OutputView(stage="evaluate", name="report", kind="report", digest="ef" * 32, values={"auc": 0.991}),
+            OutputView(
+                stage="evaluate",
+                name="report",
+                kind="report",
+                digest="ef" * 32,
+                values={"auc": 0.991, "age": {"mean": 1 / 3, "edges": [1.0, 2.5]}},
+            ),
         ],
         **more,
     )  # fmt: skip
@@ -232,7 +238,16 @@ def test_people_see_units_and_machines_raw_numbers(peer: Peer, run: Run) -> None
     assert json.loads(run("status", "--json")[1])["data"]["bytes_sent"] == 1500
     assert "12.30 ms" in run("peer", "ping", "bank")[1]
     shown = run("job", "show", "ab12")[1]
-    for text in ("7/9", "loss=0.12346", "done (1 restart)", "evaluate.report.auc", "0.991"):
+    for text in (
+        "7/9",
+        "loss=0.12346",
+        "done (1 restart)",
+        "evaluate.report.auc",
+        "0.991",
+        "report.age.mean",
+        "0.333333",
+        "1, 2.5",
+    ):
         assert text in shown
 
 

@@ -40,7 +40,7 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 def clean(value: object) -> str:
     """Text on one line, without control characters: what others wrote must not steer this terminal."""
     if isinstance(value, list | tuple):
-        text = ", ".join(map(str, value))
+        text = ", ".join(map(clean, value))
     else:
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return "".join(char if char.isprintable() else "�" for char in text)
@@ -163,14 +163,19 @@ def job(view: dict[str, Any]) -> str:
     if view["outputs"]:
         rows = [(f"{o['stage']}.{o['name']}", o["kind"], o["digest"][:SHORT]) for o in view["outputs"]]
         lines.append(table(["output", "kind", "digest"], rows, empty=""))
-    reports = [
-        (f"{o['stage']}.{o['name']}.{key}", value)
-        for o in view["outputs"]
-        for key, value in (o.get("values") or {}).items()
-    ]
+    reports = [leaf for o in view["outputs"] for leaf in _leaves(f"{o['stage']}.{o['name']}", o.get("values") or {})]
     if reports:
         lines.append(facts(reports))
     return "\n\n".join(lines)
+
+
+def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """The plain values of a report, each with its path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}", inner)
+    else:
+        yield name, value
 
 
 def jobs(views: list[dict[str, Any]]) -> str:
