@@ -153,9 +153,10 @@ class Store:
         path = self.path_of(digest)
         if path.exists():
             return digest
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(".part")
         try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o400)
+            part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
             try:
                 view = memoryview(data).cast("B")
                 while view:
