@@ -68,7 +68,7 @@ def _shared_options() -> list[click.Parameter]:
 
         return callback
 
-    home = click.Path(path_type=Path, file_okay=False)
+    home = click.Path(path_type=Path, file_okay=False, readable=False)  # else: usage, where it is not authorized
     return [
         click.Option(["--home"], type=home, callback=put("home"), expose_value=False, help="Whose peer: its folder."),
         click.Option(["--json"], is_flag=True, callback=put("json"), expose_value=False, help="Answer as JSON."),

@@ -72,6 +72,7 @@ class Daemon:
         self.log = structlog.get_logger()
         schemas = [*Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
         self.store = Store(config.state, schemas, run_store)
+        self.store.sweep(schemas)
         self.mesh = Mesh(
             identity,
             config.name,

@@ -32,10 +32,12 @@ Testing it takes about 20 lines (`fedpeer.testing.stages`; see tests/algorithms/
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -326,10 +328,20 @@ def find(name: str) -> Stage:
         loaded = importlib.import_module(f"fedpeer.algorithms.{module}")
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("fedpeer.algorithms"):
-            raise ContractError(f"there is no algorithm {module!r}") from None
+            known = _algorithms()
+            near = difflib.get_close_matches(module, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
+            raise ContractError(f"there is no algorithm {module!r}", hint=hint) from None
         raise
     found = vars(loaded).get(function)
     if not isinstance(found, Stage) or found.function.__module__ != loaded.__name__:
         others = ", ".join(sorted(key for key, value in vars(loaded).items() if isinstance(value, Stage)))
         raise ContractError(f"{module!r} has no stage {function!r}", hint=f"it has: {others}")
     return found
+
+
+def _algorithms() -> list[str]:
+    """The names of all modules two levels below fedpeer.algorithms, read from its folders: none is imported."""
+    folders = importlib.import_module("fedpeer.algorithms").__path__
+    modules = [path for folder in folders for path in Path(folder).glob("*/[!_]*.py")]
+    return sorted(f"{path.parent.name}.{path.stem}" for path in modules)

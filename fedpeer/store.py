@@ -5,6 +5,7 @@ Rules
 * One writer thread, hence one writer; a function given to `write` is ONE transaction: budget, audit, outbox and
   checkpoint of one step commit together or not at all. No transaction can stay open across an await.
 * Anything above `INLINE_BYTES` is a file named by its digest, fsynced (and its folder) before the row that names it.
+  It is written before that row's commit and removed after that of its end; what a kill left between goes in `sweep`.
 * What must happen in memory when a transaction is durable is given to `Transaction.after_commit`; it is called in the
   order of the commits, by the caller of `write` (never by the writer thread), before `write` returns.
 * A failed fsync or commit is never tried again: StoreError, and the daemon ends; it is clean after a restart.
@@ -38,10 +39,14 @@ class RunInThread(Protocol):
 
 @dataclass(frozen=True)
 class Schema:
-    """The tables of one package: `steps[i]` is the SQL script that brings version i to i + 1."""
+    """The tables of one package: `steps[i]` is the SQL script that brings version i to i + 1.
+
+    `files` selects the digests of all files that their rows name (x'' among them is none); empty if they name none.
+    """
 
     name: str
     steps: Sequence[str]
+    files: str = ""
 
 
 class Transaction:
@@ -153,9 +158,10 @@ class Store:
         path = self.path_of(digest)
         if path.exists():
             return digest
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(".part")
         try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o400)
+            part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
             try:
                 view = memoryview(data).cast("B")
                 while view:
@@ -175,6 +181,16 @@ class Store:
 
     def remove_file(self, digest: bytes) -> None:
         self.path_of(digest).unlink(missing_ok=True)
+
+    def sweep(self, schemas: Sequence[Schema]) -> None:
+        """At the start, with the schemas of all tables: remove every file that no row names."""
+        named = self.write_now(lambda tx: {row[0].hex() for schema in schemas for row in tx.all(schema.files)})
+        try:
+            for path in self.files.iterdir():
+                if path.name not in named:
+                    path.unlink()
+        except OSError as error:
+            raise StoreError(f"{self.files}: {error.strerror}") from None
 
     def close(self) -> None:
         self._connection.close()

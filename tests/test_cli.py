@@ -13,10 +13,12 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,6 +177,29 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("named", ["option", "environment"])
+def test_a_home_that_this_user_may_not_read_is_not_authorized(request: pytest.FixtureRequest, named: str) -> None:
+    folder = Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    folder.chmod(0)
+    program = (
+        "import os, sys; from fedpeer import cli; import fedpeer.errors\n"
+        "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    arguments = ["status", "--home", str(folder)] if named == "option" else ["status"]
+    asked = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "FEDPEER_HOME": str(folder)} if named == "environment" else None,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 4, asked.stderr
+    assert str(folder) in asked.stderr
+
 
 VERBS: dict[str, tuple[str, ...]] = {
     "status": ("status",),

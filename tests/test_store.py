@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,32 @@ async def test_a_file_is_named_by_its_digest_and_kept_once(tmp_path: Path) -> No
     assert store.path_of(digest).stat().st_mode & 0o777 == 0o400
     store.remove_file(digest)
     assert not list(store.files.iterdir())
+
+
+def test_what_a_kill_left_of_a_file_is_in_nobodys_way(request: pytest.FixtureRequest) -> None:
+    """Nobody but root may open it again, so this is seen as another user; pids repeat, as in a container."""
+    program = (
+        "import os, resource, signal, sys; from pathlib import Path; from fedpeer.store import Store\n"
+        "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "os.getpid = lambda: 7\n"
+        "if sys.argv[2] == 'kill':\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_DFL); store = Store(Path(sys.argv[1]), [])\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "else: store = Store(Path(sys.argv[1]), [])\n"
+        "print(store.put_file_now(b'x' * 1000).hex())"
+    )
+    folder = Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    folder.chmod(0o777)
+    killed, again = (
+        subprocess.run(
+            [sys.executable, "-c", program, str(folder / "state"), how], capture_output=True, text=True, check=False
+        )
+        for how in ("kill", "go on")
+    )
+    assert killed.returncode == -signal.SIGXFSZ, killed.stderr
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in (folder / "state" / "files").iterdir()] == [again.stdout.strip()]
 
 
 async def test_a_file_that_cannot_be_written_is_a_named_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ SCHEMA = Schema(
         ) STRICT;
         """
     ],
+    files="SELECT version FROM job_snapshot UNION SELECT digest FROM job_output",
 )
 
 

@@ -49,6 +49,7 @@ SCHEMA = Schema(
         ) STRICT;
         """
     ],
+    files="SELECT state_file FROM checkpoint UNION SELECT answer_file FROM journal",
 )
 
 

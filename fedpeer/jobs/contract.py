@@ -41,7 +41,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -71,7 +71,7 @@ Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 Parties = Annotated[int, msgspec.Meta(ge=2, le=MAX_PEERS)]
 Profile = Literal["byz", "crash"]
-Stall = Annotated[int, msgspec.Meta(ge=1)]
+Stall = Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPIRES_S)]
 Restarts = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 
@@ -251,7 +251,7 @@ def parse(text: str, *, me: str, resolve: Callable[[str], str], find: FindStage,
     stages = tuple(_fill_in(entry, aliases, find) for entry in written.stage)
     if written.expires is not None and written.expires.tzinfo is None:
         raise ContractError("expires has no time zone", hint="write 2026-12-01T00:00:00Z")
-    expires = now + EXPIRES_S if written.expires is None else int(written.expires.astimezone(UTC).timestamp())
+    expires = now + EXPIRES_S if written.expires is None else int(written.expires.timestamp())
     if not now < expires <= now + MAX_EXPIRES_S:
         raise ContractError("expires must lie in the future, at most a year from now")
     for output, to in written.release.items():

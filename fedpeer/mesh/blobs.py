@@ -34,6 +34,7 @@ SCHEMA = Schema(
         CREATE INDEX mesh_offer_digest ON mesh_offer (digest);
         CREATE TABLE mesh_garbage (digest BLOB PRIMARY KEY)"""
     ],
+    files="SELECT digest FROM mesh_offer",
 )
 
 

@@ -50,6 +50,7 @@ SCHEMA = Schema(
         CREATE TABLE mesh_stream (scope BLOB NOT NULL, stage TEXT NOT NULL, peer TEXT NOT NULL,
             posted INTEGER NOT NULL DEFAULT 0, received INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (scope, stage, peer))"""
     ],
+    files="SELECT digest FROM mesh_outbox",
 )
 
 

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -33,6 +34,7 @@ from fedpeer.worker import protocol
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 PORT = 7420
+T = TypeVar("T")
 
 
 class Organization:
@@ -43,6 +45,8 @@ class Organization:
         self.identity = Identity(Secret(hash_("fp.testing", name.encode())))
         self.step: Callable[[protocol.Message], str] = lambda _message: ""
         """"worker": the worker dies here, "daemon": the daemon does, "" nobody."""
+        self.at_store: Callable[[], bool] = lambda: False
+        """Whether the daemon dies after this use of its store: what it wrote is there, what it would do next is not."""
         self.step_s = 0.0
         """So long each step of a worker takes."""
         self.deaths = 0
@@ -51,6 +55,7 @@ class Organization:
         self._scope = trio.CancelScope()
         self._gone = trio.Event()
         self._daemon: Daemon | None = None
+        self._up = False
 
     @property
     def daemon(self) -> Daemon:
@@ -77,13 +82,15 @@ class Organization:
             self.identity,
             federation.network.host(self.name),
             run_in_thread=call_directly,
-            run_store=call_directly,
+            run_store=self._run_store,
             start_worker=self._start_worker,
             now=federation.now,
             find=federation.find,
         )
         self._scope, self._gone = trio.CancelScope(), trio.Event()
+        self._up = False
         await federation.nursery.start(self._live, self._daemon, self._scope, self._gone)
+        self._up = True
 
     async def stop(self) -> None:
         """End the daemon. In a simulation this is a kill: nothing is written at the end but what is on disk already."""
@@ -115,6 +122,13 @@ class Organization:
                 await daemon.run(task_status=task_status)
         finally:
             gone.set()
+
+    async def _run_store(self, function: Callable[[], T], /) -> T:
+        result = function()
+        if self._up and self.at_store():
+            self.kill()
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return result
 
     async def _start_worker(self, start: protocol.Start) -> CoroutineWorker:
         await trio.lowlevel.checkpoint()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
     if not memory.is_dir():
         yield tmp_path
         return
-    folder = Path(tempfile.mkdtemp(prefix="fedpeer-test-", dir=memory))
+    for left in memory.glob("fedpeer-test-*-*"):  # of runs that were interrupted: the name tells their pid
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"fedpeer-test-{os.getpid()}-", dir=memory))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -265,6 +265,11 @@ ERRORS = [
     ("version = 1\n", "version = 1\nexpires = 2026-01-01T00:00:00Z\n", "expires must lie in the future", ""),
     ("version = 1\n", "version = 1\nexpires = 2027-02-01T00:00:00\n", "no time zone", "Z"),
     ("version = 1\n", 'version = 1\nexpires = "soon"\n', "expires", ""),
+    ("version = 1\n", "version = 1\nexpires = 0001-01-01T00:00:00+14:00\n", "expires must lie in the future", ""),
+    ("version = 1\n", "version = 1\nexpires = 9999-12-31T23:59:59-14:00\n", "at most a year from now", ""),
+    ("restarts = 1", "stall_s = 99999999999999999999999999", "stall_s", ""),
+    ("restarts = 1", "stall_s = 31622401", "stall_s", ""),
+    ("restarts = 1", "stall_s = 31622400", "", None),
     ("[[stage]]", "[stage]", "not TOML", ""),
     ("[rules]", "[rules", "not TOML", ""),
 ]

@@ -412,6 +412,37 @@ async def test_killed_anywhere_all_end_with_the_same_model(
             assert {o.values["said"] for v in views.values() for o in v.outputs if o.stage == "talk"} == {18}
 
 
+NAMED_FILES = """
+    SELECT version FROM job_snapshot UNION SELECT digest FROM job_output UNION SELECT digest FROM mesh_offer
+    UNION SELECT state_file FROM checkpoint UNION SELECT answer_file FROM journal UNION SELECT digest FROM mesh_outbox
+"""
+
+
+@pytest.mark.parametrize("part", range(4))
+async def test_killed_between_a_file_and_its_row_no_file_stays_that_no_row_names(
+    autojump_clock: Clock, quick_path: Path, seed: int, part: int
+) -> None:
+    chance = random.Random(f"{seed}/{part}")
+    async with federation(quick_path, NAMES, network=MemoryNetwork(random=chance), find=find) as peers:
+        await add_rows(peers)
+        for peer in peers.values():
+            peer.at_store = lambda: chance.random() < 0.03
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN if part % 2 else CONVERSE))
+        await trio.sleep(0.01)
+        views = await ends(peers, job.id)
+        assert sum(peer.deaths for peer in peers.values()) > 0
+        assert {view.state for view in views.values()} == {"done"}, [view.error for view in views.values()]
+        for peer in peers.values():
+            peer.at_store = lambda: False
+        await trio.sleep(1)  # who died at the last moment is back
+        for peer in peers.values():
+            await peer.restart()
+            store = peer.daemon.store
+            named = {row[0].hex() for row in store.write_now(lambda tx: tx.all(NAMED_FILES))} - {""}
+            assert {path.name for path in store.files.iterdir()} == named
+            assert named >= set(outputs(views[peer.name]).values())
+
+
 async def test_a_daemon_that_stops_in_mid_round_goes_on_by_itself(autojump_clock: Clock, quick_path: Path) -> None:
     async with federation(quick_path, NAMES) as peers:
         await add_rows(peers)
