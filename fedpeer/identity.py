@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import os
 import re
 import stat
@@ -32,6 +33,11 @@ CARD_PREFIX = "fedpeer-card-1."
 KEY_PREFIX = "fedpeer-key-1 "
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 MAX_ADDRESSES = 8
+_LABEL = "[A-Za-z0-9_-]{1,63}"
+ADDRESS = re.compile(
+    rf"(?:tcp://)?(?:(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)|\[(?P<v6>[0-9A-Za-z:.%_-]+)\]):(?P<port>[0-9]+)"
+)
+"""a host outside of it is not only unknown: the resolver refuses to look for it"""
 
 Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 
@@ -105,12 +111,19 @@ class Card:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """host and port of "host:port", "[v6]:port" or "tcp://host:port". Raises ConfigError."""
-    host, colon, port = address.removeprefix("tcp://").rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535 or len(address) > 255:
+    """host and port of "host:port", "[v6]:port" or "tcp://host:port". Raises ConfigError, also where no host can be."""
+    found = ADDRESS.fullmatch(address) if len(address) <= 255 else None
+    if found is None or int(found["port"]) > 65535 or (found["v6"] and not _is_ipv6(found["v6"])):
         raise ConfigError(f"{address!r} is not an address", hint="written as host:port, for example bank.example:7420")
-    return host, int(port)
+    return found["v6"] or found["name"], int(found["port"])
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class Identity:

@@ -83,6 +83,30 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         identity.split_address(address)
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["a..b", ".a", "a" * 64 + ".example", "a\0b", "a b", "a/b", "ä.example", "[a.example]", "[::1", "::1", "[::1%\0]"],
+)
+def test_a_card_with_a_host_that_cannot_be_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError):
+        identity.split_address(f"{host}:7420")
+    with pytest.raises(CardError):
+        ALICE.card("alice", (f"{host}:7420",))
+
+
+@pytest.mark.parametrize("port", ["٣", "+1", "1_0", " 1"])
+def test_a_port_is_ascii_digits(port: str) -> None:
+    with pytest.raises(ConfigError):
+        identity.split_address(f"a.example:{port}")
+
+
+@pytest.mark.parametrize(
+    "host", ["a" * 63 + ".b-c.my_host", "bank.example.", "10.0.0.1", "2001:db8::1", "fe80::1%eth0"]
+)
+def test_a_host_is_a_name_or_a_number(host: str) -> None:
+    assert identity.split_address(f"tcp://[{host}]:1" if ":" in host else f"tcp://{host}:1") == (host, 1)
+
+
 def test_a_key_file_is_made_for_its_owner_alone_and_never_overwritten(home: Path) -> None:
     os.umask(0)
     try:
