@@ -408,6 +408,8 @@ class Mesh:
         self._fetched.close(scope)
         if opened is not None:
             opened.wake()
+            for session in self._audience(opened):
+                session.forget(scope)
         self.room.ring()
         self.connections.ring()
 

@@ -19,7 +19,9 @@ from fedpeer.mesh import blobs, mail, records
 from fedpeer.mesh.mail import Place
 from fedpeer.mesh.messages import HELLO, RECORDS, SYNC, WANTS, Chunk, Hello, LetterHead, Sync, Want
 from fedpeer.mesh.records import Record
+from fedpeer.mesh.session import service as sessions
 from fedpeer.testing.network import MemoryNetwork
+from fedpeer.wire.constants import BULK_CHANNELS
 from fedpeer.wire.service import Link, initiate
 
 LARGE = Random(5).randbytes(500_000)
@@ -654,6 +656,30 @@ async def test_only_what_is_offered_is_served(network, alice, bob, carol, autoju
             await trio.sleep(1)
         answers = [(codec.decode_as(Chunk, h).offset, p) for name, h, p in mallory.heard if name == ("blob", 0)]
         assert answers == [(-1, b"")] * 4 + [(0, b"for all")]
+
+
+async def test_no_more_files_are_asked_for_at_once_than_can_flow(network, alice, bob, autojump_clock) -> None:
+    async with facing(network, alice, bob) as mallory, trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(alice.mesh.fetch, SCOPE, bytes([number]) * 32, 100, [bob.id])
+        await trio.sleep(5)
+        assert len([name for name, _, _ in mallory.heard if name == WANTS]) == BULK_CHANNELS
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_session_outlives_more_scopes_than_may_be_open(alice, bob, autojump_clock, monkeypatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_READY", 3)
+    async with together(alice, bob):
+        session = alice.mesh.sessions[bob.id]
+        for number in range(10):
+            scope = bytes([number])
+            for one, other in ((alice, bob), (bob, alice)):
+                await one.open(other, scope=scope)
+            await trio.sleep(1)
+            for one in (alice, bob):
+                await one.store.write(lambda tx, one=one, scope=scope: one.mesh.close_scope(tx, scope))
+        await trio.sleep(1)
+        assert alice.mesh.sessions.get(bob.id) is session, alice.mesh.peer("bob").error
 
 
 async def test_repeated_lists_of_digests_do_not_make_memory_grow(network, alice, bob, autojump_clock) -> None:

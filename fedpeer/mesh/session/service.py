@@ -141,6 +141,10 @@ class Session:
         if scope in self._ready:
             self._pump(scope)
 
+    def forget(self, scope: bytes) -> None:
+        """A scope was closed here: it makes room for another."""
+        self._ready.discard(scope)
+
     def push(self, signed: records.Signed) -> None:
         self._say(("record", signed.digest), signed.raw)
 
