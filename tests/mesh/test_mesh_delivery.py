@@ -187,6 +187,46 @@ async def test_a_sender_stands_still_while_its_letters_are_not_taken(alice, bob,
         assert await bob.receive(alice) == [b"last"]
 
 
+async def test_a_sender_stands_still_when_all_its_scopes_together_hold_too_much(
+    alice, bob, autojump_clock, monkeypatch
+) -> None:
+    monkeypatch.setattr(mail, "MAX_WAITING_TOTAL", 1_100_000)
+    async with together(alice, bob) as nursery:
+        scopes = [bytes([number]) for number in range(5)]
+
+        async def waiting() -> set[bytes]:
+            rows = await bob.store.read(lambda tx: tx.all("SELECT scope FROM mesh_inbox"))
+            return {scope for (scope,) in rows}
+
+        async def take(scope: bytes) -> None:
+            letter = await bob.mesh.next_mail(scope, "fit", alice.id)
+            assert [bytes(part) for part in letter.buffers] == [LARGE]
+            await bob.store.write(lambda tx: bob.mesh.take(tx, scope, "fit", alice.id, letter))
+
+        for scope in scopes:
+            for one, other in ((alice, bob), (bob, alice)):
+                await one.open(other, scope=scope)
+            await alice.store.write(lambda tx, s=scope: alice.mesh.post(tx, s, "fit", bob.id, "t", b"", [LARGE]))
+        await trio.sleep(100)
+        first = await waiting()
+        assert len(first) == 2
+        await bob.stop()
+        await bob.start(nursery)  # what waited is counted again
+        await trio.sleep(100)
+        assert await waiting() == first
+        closed, taken = first
+        await take(taken)
+        await bob.store.write(lambda tx: bob.mesh.close_scope(tx, closed))
+        await trio.sleep(100)
+        second = await waiting()
+        assert len(second) == 2
+        for scope in {*scopes} - first:
+            await take(scope)
+        await alice.post(bob, b"nothing of it is left")
+        assert await bob.receive(alice) == [b"nothing of it is left"]
+        assert set(bob.mesh.waiting._held.values()) == {(0, 0)}
+
+
 # records
 
 
@@ -580,6 +620,7 @@ async def test_a_letter_too_many_or_that_belongs_elsewhere_ends_the_session(
         letter(right._replace(scope=b"other")),
         (LetterHead("fit", 0, 1 << 60, bytes(32)), b""),
         (LetterHead("fit", 0, 10, bytes(31)), b""),
+        (LetterHead("fit", 0, 0, b""), letter(right)[1]),
         (LetterHead("fit", 0, 10, b""), b"\xff" * 10),
     ]
     for head, body in wrong:
@@ -604,7 +645,9 @@ async def test_letters_of_too_many_stages_end_the_session(network, alice, bob, a
         for number in range(300):
             packed = mail.pack(Place(SCOPE, f"s{number}", bob.id, alice.id, 0), "t", b"", [])
             try:
-                await mallory.link.send(("mail", SCOPE), codec.encode(LetterHead(f"s{number}", 0, 50, b"")), packed)
+                await mallory.link.send(
+                    ("mail", SCOPE), codec.encode(LetterHead(f"s{number}", 0, len(packed), b"")), packed
+                )
             except SessionError:
                 break
         await trio.sleep(1)
