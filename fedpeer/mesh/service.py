@@ -99,6 +99,8 @@ class Mesh:
         self.listening: list[str] = []
         self.on_unknown_scope: Callable[[Record], Awaitable[None]] | None = None
         """Set it before `run`: what comes while it is None is not kept, and comes again with the next session only."""
+        self.on_equivocation: Callable[[bytes, str], None] | None = None
+        """Told (scope, peer) when a peer has said two different things there; both are on disk."""
         self.door = Door()
         self.store = store
         self.boot = random_bytes(8)
@@ -496,6 +498,8 @@ class Mesh:
             facts = {"peer": peer, "name": name, "kind": record.kind, "slot": record.slot}
             self._log.warning("equivocation", **facts)
             self._events.publish(f"peer:{peer}", "equivocation", scope=record.scope.hex(), **facts)
+            if self.on_equivocation is not None:
+                self.on_equivocation(record.scope, peer)
 
     def _discarded(self, scope: bytes, kind: str, slot: str) -> None:
         if scope in self.scopes:
