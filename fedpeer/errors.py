@@ -156,12 +156,6 @@ class PeerAbsent(JobError):
     code = "peer_absent"
 
 
-class Aborted(JobError):
-    """A participant ended the job."""
-
-    code = "aborted"
-
-
 class Cancelled(JobError):
     """The job was cancelled."""
 

@@ -6,7 +6,8 @@ Rules
   versioned under it. Contracts, audit and policy name ids.
 * A card is the public identity as one line of text: id, name, keys, addresses to dial, signature. One changed
   character is found. People compare its fingerprint, twelve words of 96 bits, by voice.
-* The key file is made with O_EXCL, mode 0600, in a folder 0700; a file that others could read or replace is refused.
+* The key file is made with O_EXCL, mode 0600, in a folder 0700; a file that others could read or replace is refused,
+  also one whose folder others could exchange. What is checked is the file that was opened, not what its path names.
   A systemd credential ($CREDENTIALS_DIRECTORY) is exempt: systemd guards it.
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
+import ipaddress
 import os
 import re
 import stat
@@ -32,6 +35,11 @@ CARD_PREFIX = "fedpeer-card-1."
 KEY_PREFIX = "fedpeer-key-1 "
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 MAX_ADDRESSES = 8
+_LABEL = "[A-Za-z0-9_-]{1,63}"
+ADDRESS = re.compile(
+    rf"(?:tcp://)?(?:(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)|\[(?P<v6>[0-9A-Za-z:.%_-]+)\]):(?P<port>[0-9]+)"
+)
+"""a host outside of it is not only unknown: the resolver refuses to look for it"""
 
 Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 
@@ -105,12 +113,19 @@ class Card:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """host and port of "host:port", "[v6]:port" or "tcp://host:port". Raises ConfigError."""
-    host, colon, port = address.removeprefix("tcp://").rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535 or len(address) > 255:
+    """host and port of "host:port", "[v6]:port" or "tcp://host:port". Raises ConfigError, also where no host can be."""
+    found = ADDRESS.fullmatch(address) if len(address) <= 255 else None
+    if found is None or int(found["port"]) > 65535 or (found["v6"] and not _is_ipv6(found["v6"])):
         raise ConfigError(f"{address!r} is not an address", hint="written as host:port, for example bank.example:7420")
-    return host, int(port)
+    return found["v6"] or found["name"], int(found["port"])
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class Identity:
@@ -138,6 +153,7 @@ def create_key_file(path: Path) -> Identity:
     seed = Secret.random()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_folder(path.parent)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise KeyFileError(
@@ -156,14 +172,20 @@ def load_key_file(path: Path) -> Identity:
     """The identity of a key file that only its owner can read or replace. Raises KeyFileError with the remedy."""
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     guarded = credentials is not None and path.parent == Path(credentials)
-    if not guarded:
-        _check_owner_only(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if guarded else os.O_NOFOLLOW))
+        # NONBLOCK: a pipe must not keep us waiting
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if guarded else os.O_NOFOLLOW | os.O_NONBLOCK))
         with os.fdopen(descriptor, "rb") as file:
+            if not guarded:
+                _check_file(path, os.fstat(descriptor))
+                _check_folder(path.parent)
             text = file.read(256).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        raise KeyFileError(f"{path} does not exist", hint="fedpeer init --name NAME makes it") from None
     except OSError as error:
-        raise KeyFileError(f"{path}: {error.strerror}") from None
+        if error.errno == errno.ELOOP:
+            raise _no_plain_file(path) from None
+        raise KeyFileError(f"{path}: {error.strerror}", hint="run it as the user whose peer this is") from None
     seed = text.removeprefix(KEY_PREFIX.strip()).strip()
     if not text.startswith(KEY_PREFIX) or not re.fullmatch("[0-9a-f]{64}", seed):
         raise KeyFileError(
@@ -172,16 +194,14 @@ def load_key_file(path: Path) -> Identity:
     return Identity(Secret(bytes.fromhex(seed)))
 
 
-def _check_owner_only(path: Path) -> None:
-    try:
-        folder, file = path.parent.stat(), path.lstat()
-    except FileNotFoundError:
-        raise KeyFileError(f"{path} does not exist", hint="fedpeer init --name NAME makes it") from None
-    except OSError as error:
-        raise KeyFileError(f"{path}: {error.strerror}") from None
+def _no_plain_file(path: Path) -> KeyFileError:
+    return KeyFileError(f"{path} is a link or no plain file", hint="put the file itself there")
+
+
+def _check_file(path: Path, file: os.stat_result) -> None:
     me = os.geteuid()
-    if stat.S_ISLNK(file.st_mode) or not stat.S_ISREG(file.st_mode):
-        raise KeyFileError(f"{path} is a link or no plain file", hint="put the file itself there")
+    if not stat.S_ISREG(file.st_mode):
+        raise _no_plain_file(path)
     if file.st_uid != me:
         raise KeyFileError(f"{path} belongs to uid {file.st_uid}, not to {me}", hint=f"chown {me} {path}")
     if stat.S_IMODE(file.st_mode) & 0o177:
@@ -189,12 +209,20 @@ def _check_owner_only(path: Path) -> None:
             f"{path} has mode {stat.S_IMODE(file.st_mode):04o}: others may use the key",
             hint=f"chmod 600 {path}",
         )
+
+
+def _check_folder(path: Path) -> None:
+    """The key's folder is its owner's alone, and nobody else can put another in its place."""
+    me, above = os.geteuid(), path.resolve().parent
+    folder, mode_above = path.stat(), above.stat().st_mode
     if folder.st_uid not in (me, 0):
+        raise KeyFileError(f"{path} belongs to uid {folder.st_uid}, not to {me}", hint=f"chown {me} {path}")
+    if stat.S_IMODE(folder.st_mode) & 0o077:
         raise KeyFileError(
-            f"{path.parent} belongs to uid {folder.st_uid}, not to {me}", hint=f"chown {me} {path.parent}"
+            f"{path} can be read or entered by others, who could read or replace the key", hint=f"chmod 700 {path}"
         )
-    if stat.S_IMODE(folder.st_mode) & 0o022:
+    if mode_above & 0o022 and not mode_above & stat.S_ISVTX:
         raise KeyFileError(
-            f"{path.parent} can be written by others, who could replace the key",
-            hint=f"chmod 700 {path.parent}",
+            f"{above} can be written by others, who could put another folder in the place of {path}",
+            hint=f"chmod go-w {above}",
         )

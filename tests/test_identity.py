@@ -83,6 +83,30 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         identity.split_address(address)
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["a..b", ".a", "a" * 64 + ".example", "a\0b", "a b", "a/b", "ä.example", "[a.example]", "[::1", "::1", "[::1%\0]"],
+)
+def test_a_card_with_a_host_that_cannot_be_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError):
+        identity.split_address(f"{host}:7420")
+    with pytest.raises(CardError):
+        ALICE.card("alice", (f"{host}:7420",))
+
+
+@pytest.mark.parametrize("port", ["٣", "+1", "1_0", " 1"])
+def test_a_port_is_ascii_digits(port: str) -> None:
+    with pytest.raises(ConfigError):
+        identity.split_address(f"a.example:{port}")
+
+
+@pytest.mark.parametrize(
+    "host", ["a" * 63 + ".b-c.my_host", "bank.example.", "10.0.0.1", "2001:db8::1", "fe80::1%eth0"]
+)
+def test_a_host_is_a_name_or_a_number(host: str) -> None:
+    assert identity.split_address(f"tcp://[{host}]:1" if ":" in host else f"tcp://{host}:1") == (host, 1)
+
+
 def test_a_key_file_is_made_for_its_owner_alone_and_never_overwritten(home: Path) -> None:
     os.umask(0)
     try:
@@ -102,8 +126,13 @@ def test_a_key_file_is_made_for_its_owner_alone_and_never_overwritten(home: Path
     [
         (lambda key: key.chmod(0o640), "chmod 600"),
         (lambda key: key.chmod(0o604), "chmod 600"),
-        (lambda key: key.parent.chmod(0o770), "chmod 700"),
-        (lambda key: key.parent.chmod(0o707), "chmod 700"),
+        (lambda key: key.parent.chmod(0o720), "chmod 700"),
+        (lambda key: key.parent.chmod(0o702), "chmod 700"),
+        (lambda key: key.parent.chmod(0o750), "chmod 700"),
+        (lambda key: key.parent.chmod(0o701), "chmod 700"),
+        (lambda key: key.parent.parent.chmod(0o720), "chmod go-w"),
+        (lambda key: key.parent.parent.chmod(0o702), "chmod go-w"),
+        (lambda key: key.unlink() or os.mkfifo(key, 0o600), "put the file itself there"),
         (lambda key: key.rename(key.with_name("k")) and key.symlink_to("k"), "put the file itself there"),
         (lambda key: key.unlink(), "fedpeer init"),
         (lambda key: key.write_text("nonsense"), "restore it"),
@@ -117,6 +146,38 @@ def test_a_key_file_that_others_could_read_or_replace_is_refused_with_the_remedy
     with pytest.raises(KeyFileError) as refused:
         load_key_file(key)
     assert remedy in refused.value.hint
+
+
+def test_a_home_in_a_sticky_folder_is_as_good_as_in_ones_own(home: Path) -> None:
+    made = create_key_file(home / "identity.key")
+    home.parent.chmod(0o1777)
+    assert load_key_file(home / "identity.key").id == made.id
+
+
+def test_no_key_is_made_where_others_could_read_or_replace_it(home: Path) -> None:
+    home.chmod(0o755)
+    with pytest.raises(KeyFileError, match="entered by others"):
+        create_key_file(home / "identity.key")
+    assert list(home.iterdir()) == []
+
+
+def test_the_file_that_was_looked_at_is_the_one_that_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = home / "identity.key"
+    made, other = create_key_file(key), home / "other"
+    create_key_file(other)
+    open_ = os.open
+
+    def exchange(path, *how, **more) -> int:
+        descriptor = open_(path, *how, **more)
+        if other.exists() and path == key:
+            key.chmod(0o666)  # what we have opened is no longer good
+            other.rename(key)  # and what now lies there is
+        return descriptor
+
+    monkeypatch.setattr(os, "open", exchange)
+    with pytest.raises(KeyFileError, match="0666"):
+        load_key_file(key)
+    assert load_key_file(key).id != made.id
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")

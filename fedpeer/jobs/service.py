@@ -35,6 +35,7 @@ from fedpeer.errors import (
     Cancelled,
     ContractError,
     DataError,
+    Equivocation,
     FedpeerError,
     JobError,
     NotFound,
@@ -123,6 +124,7 @@ class Jobs:
         self._nursery: trio.Nursery | None = None
         self._started = trio.Event()
         mesh.on_unknown_scope = self._proposed
+        mesh.on_equivocation = self._equivocated
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live until cancelled; the jobs of the last run go on."""
@@ -284,6 +286,14 @@ class Jobs:
             self._log.warning("contract_refused", peer=self._name_of(record.sender), reason=reason)
             return
         await self._add(record.body, read)
+
+    def _equivocated(self, scope: bytes, peer: str) -> None:
+        job = self._jobs.get(scope)
+        if job is not None and not self._is_complete(job):
+            name = self._name_of(peer)
+            what = f"{name} said two different things where it may say one; both statements are kept"
+            job.failure = job.failure or Equivocation(what, peer=name)
+            self._judge(job)
 
     async def _add(self, body: bytes, read: Contract) -> _Job:
         """Keep a contract, say it if it is ours, and start its task."""

@@ -9,8 +9,9 @@ How it works
 * The receiver keeps a letter until whoever it is for has taken it, in the same transaction that records its effect.
 * A letter above `INLINE_BYTES` is a file and is fetched as a blob. Every letter names its place in itself, so its file
   is its own: no other file has this digest, and it can be removed when the letter goes.
-* Room: at most `MAX_WAITING` letters of together `MAX_WAITING_BYTES` of one sender and scope wait to be taken; beyond,
-  the channel of that scope stands still, and with it the sender.
+* Room: at most `MAX_WAITING` letters of together `MAX_WAITING_BYTES` (or one that is larger) of one sender and scope
+  wait to be taken, and `MAX_WAITING_TOTAL` bytes of one sender in all scopes, those on their way included; beyond, the
+  channel of that scope stands still, and with it the sender.
 
 Source: the reliable channel of Cachin, Guerraoui, Rodrigues, "Introduction to Reliable and Secure Distributed
 Programming" (2011), 2.4.4 with logged delivery (2.4.5); departure: acknowledgements are for prefixes.
@@ -36,7 +37,8 @@ INLINE_BYTES: Final = 32 * 1024
 MAX_LETTER: Final = 1 << 30
 MAX_BUFFERS: Final = 4096
 MAX_WAITING: Final = 4096
-MAX_WAITING_BYTES: Final = 2 << 30
+MAX_WAITING_BYTES: Final = 256 << 20
+MAX_WAITING_TOTAL: Final = 4 << 30
 BATCH: Final = 16
 
 SCHEMA = Schema(
@@ -248,7 +250,9 @@ class Waiting:
 
     def has_room(self, scope: bytes, sender: str, size: int) -> bool:
         count, held = self._held.get((scope, sender), (0, 0))
-        return count == 0 or (count < MAX_WAITING and held + size <= MAX_WAITING_BYTES)
+        total = sum(held for (_, other), (_, held) in self._held.items() if other == sender)
+        alone_or_fits = count == 0 or (count < MAX_WAITING and held + size <= MAX_WAITING_BYTES)
+        return alone_or_fits and total + size <= MAX_WAITING_TOTAL
 
     def add(self, scope: bytes, sender: str, letters: int, size: int) -> None:
         """Count letters in, or out with negative numbers."""

@@ -23,9 +23,11 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from fedpeer import codec
+from fedpeer.wire.constants import BULK_CHANNELS
 
 VERSIONS: Final = (1,)
-LANES: Final = 4
+LANES: Final = BULK_CHANNELS
+"""a lane more would have no channel number, and stand still until a whole file of another had come"""
 CHUNK_BYTES: Final = 60_000
 SYNC_DIGESTS: Final = 512
 """digests in one Sync; a longer list goes in parts"""

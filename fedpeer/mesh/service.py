@@ -5,8 +5,8 @@ Rules
 * A peer is dialled at the addresses of its card, again and again with a jittered pause; a peer without addresses dials.
   Two sessions with one peer are settled by both sides alike (`Claim.replaces`), when the other side's Hello is here: a
   dead session stays until the new one has proved itself with a valid frame.
-* Exactly two places catch everything: the accept loop's task for one connection, and the supervisor of one session.
-  StoreError passes both: it ends the daemon, which is clean after a restart.
+* Exactly three places catch everything: the accept loop's task for one connection, the dial of one peer, and the
+  supervisor of one session. StoreError passes the last: it ends the daemon, which is clean after a restart.
 * Functions that take a transaction touch the database only, and may be called in its thread. What is in memory follows
   in `after_commit`; so nothing is said to anybody that is not on disk.
 * Caps before authentication are the Door's; those for peers of the roster are in records.py, mail.py and blobs.py.
@@ -99,6 +99,8 @@ class Mesh:
         self.listening: list[str] = []
         self.on_unknown_scope: Callable[[Record], Awaitable[None]] | None = None
         """Set it before `run`: what comes while it is None is not kept, and comes again with the next session only."""
+        self.on_equivocation: Callable[[bytes, str], None] | None = None
+        """Told (scope, peer) when a peer has said two different things there; both are on disk."""
         self.door = Door()
         self.store = store
         self.boot = random_bytes(8)
@@ -366,10 +368,13 @@ class Mesh:
             error = f"{address}: no connection within {DIAL_S:.0f} seconds"
         except HandshakeError as refusal:
             error = f"{address}: {refusal.message}"
-        except OSError as cause:
+        except (OSError, ValueError) as cause:  # ValueError: the resolver's, for a host that cannot be
             error = f"{address}: {_words(cause)}"
         except ConfigError as mistake:
             error = mistake.message
+        except Exception:
+            error = f"{address}: a fault here; the log has it"
+            self._log.exception("dial_failed", peer=card.name, address=address)
         else:
             return await self._converse(Session(self, card.id, link))
         if card.id not in self.sessions:
@@ -405,6 +410,8 @@ class Mesh:
         self._fetched.close(scope)
         if opened is not None:
             opened.wake()
+            for session in self._audience(opened):
+                session.forget(scope)
         self.room.ring()
         self.connections.ring()
 
@@ -491,6 +498,8 @@ class Mesh:
             facts = {"peer": peer, "name": name, "kind": record.kind, "slot": record.slot}
             self._log.warning("equivocation", **facts)
             self._events.publish(f"peer:{peer}", "equivocation", scope=record.scope.hex(), **facts)
+            if self.on_equivocation is not None:
+                self.on_equivocation(record.scope, peer)
 
     def _discarded(self, scope: bytes, kind: str, slot: str) -> None:
         if scope in self.scopes:
@@ -650,8 +659,10 @@ def _verified(signed: Signed, card: Card) -> None:
         raise RemoteProtocolError(error.message) from None
 
 
-def _words(error: OSError) -> str:
+def _words(error: OSError | ValueError) -> str:
     """What an operator reads of a failed dial."""
+    if isinstance(error, ValueError):
+        return str(error)
     cause = error.__cause__
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[-1]

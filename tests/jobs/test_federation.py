@@ -15,6 +15,7 @@ from trio.abc import Clock
 from fedpeer import stage as stages
 from fedpeer.errors import Ambiguous, ContractError, JobError, NotFound
 from fedpeer.jobs.views import JobView
+from fedpeer.mesh import records
 from fedpeer.peers import Peers
 from fedpeer.stage import Open, Params, Report, Stage, Sum, Table, at_least, exactly, stage
 from fedpeer.testing.federation import Federation, federation
@@ -75,6 +76,26 @@ async def settle(peers: Federation) -> None:
 
 def outputs(view: JobView) -> dict[str, str]:
     return {f"{output.stage}.{output.name}": output.digest for output in view.outputs}
+
+
+async def test_a_peer_that_says_two_things_ends_the_job_and_is_named(autojump_clock: Clock, quick_path: Path) -> None:
+    async with federation(quick_path, ["alice", "bob", "carol"]) as peers:
+        await add_rows(peers)
+        await peers["carol"].stop()  # so that the job stays proposed
+        alice, bob = peers["alice"].daemon, peers["bob"]
+        job = await alice.jobs.submit(peers.contract(TRAIN))
+        scope = bytes.fromhex(job.id)
+        while alice.mesh.find(scope, "countersign", "", bob.identity.id) is None:
+            await alice.mesh.changed(scope)
+        other = records.Record(scope, "countersign", "", bob.identity.id, b"other")
+        session = alice.mesh.sessions[bob.identity.id]
+        await alice.mesh.record_came(session, records.sign(bob.identity.signing, other).raw)
+        with trio.fail_after(60):
+            for daemon in (alice, bob.daemon):
+                view = await daemon.jobs.wait(job.id)
+                assert view.error is not None
+                assert (view.state, view.error.code) == ("failed", "equivocation")
+                assert "bob said two different things" in view.error.message
 
 
 # the whole way

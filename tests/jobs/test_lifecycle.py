@@ -10,7 +10,6 @@ from test_contract import VERTICAL, find, parse
 
 from fedpeer import codec
 from fedpeer.errors import (
-    Aborted,
     Cancelled,
     ColumnsDiffer,
     DataError,
@@ -240,7 +239,7 @@ def test_columns_of_guests_and_hosts_are_not_told() -> None:
 
 def test_others_hear_a_code_and_never_a_value() -> None:
     secret = "row 3, column 'age': 'mr smith'"
-    for error in (DataError(secret), StageError(secret), Aborted(secret), JobError(secret)):
+    for error in (DataError(secret), StageError(secret), JobError(secret)):
         told = lifecycle.abort_of(error)
         assert told.code == error.code
         assert "smith" not in told.message

@@ -19,7 +19,9 @@ from fedpeer.mesh import blobs, mail, records
 from fedpeer.mesh.mail import Place
 from fedpeer.mesh.messages import HELLO, RECORDS, SYNC, WANTS, Chunk, Hello, LetterHead, Sync, Want
 from fedpeer.mesh.records import Record
+from fedpeer.mesh.session import service as sessions
 from fedpeer.testing.network import MemoryNetwork
+from fedpeer.wire.constants import BULK_CHANNELS
 from fedpeer.wire.service import Link, initiate
 
 LARGE = Random(5).randbytes(500_000)
@@ -183,6 +185,46 @@ async def test_a_sender_stands_still_while_its_letters_are_not_taken(alice, bob,
         assert await bob.store.read(lambda tx: tx.one(waiting)) == (1,)  # larger than the room, so it came alone
         assert await bob.receive(alice) == [LARGE]
         assert await bob.receive(alice) == [b"last"]
+
+
+async def test_a_sender_stands_still_when_all_its_scopes_together_hold_too_much(
+    alice, bob, autojump_clock, monkeypatch
+) -> None:
+    monkeypatch.setattr(mail, "MAX_WAITING_TOTAL", 1_100_000)
+    async with together(alice, bob) as nursery:
+        scopes = [bytes([number]) for number in range(5)]
+
+        async def waiting() -> set[bytes]:
+            rows = await bob.store.read(lambda tx: tx.all("SELECT scope FROM mesh_inbox"))
+            return {scope for (scope,) in rows}
+
+        async def take(scope: bytes) -> None:
+            letter = await bob.mesh.next_mail(scope, "fit", alice.id)
+            assert [bytes(part) for part in letter.buffers] == [LARGE]
+            await bob.store.write(lambda tx: bob.mesh.take(tx, scope, "fit", alice.id, letter))
+
+        for scope in scopes:
+            for one, other in ((alice, bob), (bob, alice)):
+                await one.open(other, scope=scope)
+            await alice.store.write(lambda tx, s=scope: alice.mesh.post(tx, s, "fit", bob.id, "t", b"", [LARGE]))
+        await trio.sleep(100)
+        first = await waiting()
+        assert len(first) == 2
+        await bob.stop()
+        await bob.start(nursery)  # what waited is counted again
+        await trio.sleep(100)
+        assert await waiting() == first
+        closed, taken = first
+        await take(taken)
+        await bob.store.write(lambda tx: bob.mesh.close_scope(tx, closed))
+        await trio.sleep(100)
+        second = await waiting()
+        assert len(second) == 2
+        for scope in {*scopes} - first:
+            await take(scope)
+        await alice.post(bob, b"nothing of it is left")
+        assert await bob.receive(alice) == [b"nothing of it is left"]
+        assert set(bob.mesh.waiting._held.values()) == {(0, 0)}
 
 
 # records
@@ -578,6 +620,7 @@ async def test_a_letter_too_many_or_that_belongs_elsewhere_ends_the_session(
         letter(right._replace(scope=b"other")),
         (LetterHead("fit", 0, 1 << 60, bytes(32)), b""),
         (LetterHead("fit", 0, 10, bytes(31)), b""),
+        (LetterHead("fit", 0, 0, b""), letter(right)[1]),
         (LetterHead("fit", 0, 10, b""), b"\xff" * 10),
     ]
     for head, body in wrong:
@@ -602,7 +645,9 @@ async def test_letters_of_too_many_stages_end_the_session(network, alice, bob, a
         for number in range(300):
             packed = mail.pack(Place(SCOPE, f"s{number}", bob.id, alice.id, 0), "t", b"", [])
             try:
-                await mallory.link.send(("mail", SCOPE), codec.encode(LetterHead(f"s{number}", 0, 50, b"")), packed)
+                await mallory.link.send(
+                    ("mail", SCOPE), codec.encode(LetterHead(f"s{number}", 0, len(packed), b"")), packed
+                )
             except SessionError:
                 break
         await trio.sleep(1)
@@ -654,6 +699,30 @@ async def test_only_what_is_offered_is_served(network, alice, bob, carol, autoju
             await trio.sleep(1)
         answers = [(codec.decode_as(Chunk, h).offset, p) for name, h, p in mallory.heard if name == ("blob", 0)]
         assert answers == [(-1, b"")] * 4 + [(0, b"for all")]
+
+
+async def test_no_more_files_are_asked_for_at_once_than_can_flow(network, alice, bob, autojump_clock) -> None:
+    async with facing(network, alice, bob) as mallory, trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(alice.mesh.fetch, SCOPE, bytes([number]) * 32, 100, [bob.id])
+        await trio.sleep(5)
+        assert len([name for name, _, _ in mallory.heard if name == WANTS]) == BULK_CHANNELS
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_session_outlives_more_scopes_than_may_be_open(alice, bob, autojump_clock, monkeypatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_READY", 3)
+    async with together(alice, bob):
+        session = alice.mesh.sessions[bob.id]
+        for number in range(10):
+            scope = bytes([number])
+            for one, other in ((alice, bob), (bob, alice)):
+                await one.open(other, scope=scope)
+            await trio.sleep(1)
+            for one in (alice, bob):
+                await one.store.write(lambda tx, one=one, scope=scope: one.mesh.close_scope(tx, scope))
+        await trio.sleep(1)
+        assert alice.mesh.sessions.get(bob.id) is session, alice.mesh.peer("bob").error
 
 
 async def test_repeated_lists_of_digests_do_not_make_memory_grow(network, alice, bob, autojump_clock) -> None:

@@ -376,6 +376,43 @@ async def test_the_operator_reads_why_a_dial_failed(home, network, autojump_cloc
         assert alice.mesh.peer("bob").error == "bob:7420: no connection within 5 seconds"
 
 
+async def test_a_dial_that_fails_in_whatever_way_ends_neither_the_mesh_nor_the_dialling(
+    home, network, autojump_clock
+) -> None:
+    alice, bob = (organization(home, network, name) for name in ("alice", "bob"))
+    failures = [RuntimeError("of any kind"), UnicodeError("label too long"), ValueError("embedded null byte")]
+    seen = []
+
+    class Host:
+        async def listen(self, address: str):
+            return await network.host("alice").listen(address)
+
+        async def connect(self, address: str):
+            seen.append(alice.mesh.peer("bob").error)
+            if failures:
+                raise failures.pop()
+            return await network.host("alice").connect(address)
+
+    alice.network = Host()
+    bob.addresses = ()
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            for one in (alice, bob):
+                await one.start(nursery)
+            await bob.mesh.add_peer(alice.identity.card("alice").text)
+            await alice.mesh.add_peer(bob.card.text)
+            await alice.until_connected(bob)
+            nursery.cancel_scope.cancel()
+    assert seen == [
+        "not dialled yet",
+        "bob:7420: embedded null byte",
+        "bob:7420: label too long",
+        "bob:7420: a fault here; the log has it",
+    ]
+    (fault,) = alice.log.faults
+    assert fault.startswith("dial_failed")
+
+
 async def test_dials_that_fail_are_spread_and_do_not_become_rarer_than_a_minute_and_a_half(
     home, network, autojump_clock
 ) -> None:

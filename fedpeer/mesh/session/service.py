@@ -141,6 +141,10 @@ class Session:
         if scope in self._ready:
             self._pump(scope)
 
+    def forget(self, scope: bytes) -> None:
+        """A scope was closed here: it makes room for another."""
+        self._ready.discard(scope)
+
     def push(self, signed: records.Signed) -> None:
         self._say(("record", signed.digest), signed.raw)
 
@@ -271,6 +275,8 @@ class Session:
     async def _letter_came(self, scope: bytes, head: LetterHead, payload: memoryview) -> None:
         mesh = self._mesh
         place = Place(scope, head.stage, self.peer, mesh.me, head.seq)
+        if head.size > mail.MAX_LETTER or (not head.digest and head.size != len(payload)):
+            raise RemoteProtocolError("a letter that is too large, or of another size than it says")
         while True:
             ticket = mesh.room.ticket
             opened = mesh.scopes.get(scope)
@@ -279,6 +285,16 @@ class Session:
             if mesh.waiting.has_room(scope, self.peer, head.size):
                 break
             await ticket.wait()
+        mesh.waiting.add(scope, self.peer, 0, head.size)  # its room is taken while it comes
+        try:
+            await self._keep_letter(place, head, payload, opened.inbox[self.peer])
+        finally:
+            if scope in mesh.scopes:
+                mesh.waiting.add(scope, self.peer, 0, -head.size)
+            mesh.room.ring()
+
+    async def _keep_letter(self, place: Place, head: LetterHead, payload: memoryview, inbox: Bell) -> None:
+        mesh, scope = self._mesh, place.scope
         if not head.digest:
             mail.unpack(place, payload)
         elif await mesh.store.read(lambda tx: mail.expected(tx, scope, head.stage, self.peer)) <= head.seq:
@@ -289,7 +305,6 @@ class Session:
                     raise
                 return  # it was closed meanwhile
         body = bytes(payload)
-        inbox = opened.inbox[self.peer]
 
         def commit(tx: Transaction) -> int:
             if records.audience_of(tx, scope) is not None and mail.deliver(tx, place, head, body):
@@ -300,8 +315,8 @@ class Session:
         self._say(("ack", scope, head.stage), await mesh.store.write(commit))
 
     async def _fetch_letter(self, place: Place, head: LetterHead) -> None:
-        if len(head.digest) != DIGEST_BYTES or head.size > mail.MAX_LETTER:
-            raise RemoteProtocolError("a letter that is too large, or has no digest")
+        if len(head.digest) != DIGEST_BYTES:
+            raise RemoteProtocolError("a letter that has no digest")
         try:
             path = await self._mesh.pull(place.scope, head.digest, head.size, [self.peer])
         except TrustError as error:
