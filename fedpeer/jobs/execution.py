@@ -24,9 +24,7 @@ from fedpeer.errors import (
     DataError,
     FedpeerError,
     GateClosed,
-    JobError,
     LocalProtocolError,
-    PolicyError,
     StageError,
     WorkerCrashed,
     by_code,
@@ -345,10 +343,8 @@ def checked_outputs(stage: Stage, done: ask.Done) -> Outputs:
 
 
 def failure(failed: ask.Failed) -> FedpeerError:
-    """The error a worker ended with; a worker can only speak of its stage, its data and its gate."""
-    cls = by_code(failed.code)
-    if not issubclass(cls, JobError | DataError | PolicyError):
-        cls = StageError
+    """The error a worker ended with; a worker speaks of its stage and its data only, whatever code it says."""
+    cls = DataError if issubclass(by_code(failed.code), DataError) else StageError
     return cls(failed.message, hint=failed.hint)
 
 

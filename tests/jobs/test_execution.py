@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from fedpeer import artifact, codec
-from fedpeer.errors import GateClosed, NotDeterministic, StageError, WorkerCrashed
+from fedpeer.errors import DataError, GateClosed, NotDeterministic, StageError, WorkerCrashed
 from fedpeer.jobs import checkpoint
 from fedpeer.jobs.execution import Execution, join, run_alone, split
 from fedpeer.peers import Peers
@@ -375,7 +375,11 @@ REPORT = artifact.dump(Report({}))
         ([protocol.Failed("store", "no space", "")], StageError),
         ([protocol.Failed("config", "x", "")], StageError),
         ([protocol.Failed("nothing", "x", "")], StageError),
-        ([protocol.Failed("gate", "x", "")], GateClosed),
+        *[
+            ([protocol.Failed(code, "x", "")], StageError)
+            for code in ("gate", "policy", "cancelled", "aborted", "worker_crashed", "sum", "peer_absent", "job")
+        ],
+        ([protocol.Failed("columns_differ", "x", "")], DataError),
     ],
 )
 async def test_a_worker_that_lies_fails_its_job_only(quick_path: Path, messages: list[Any], kind: type) -> None:
@@ -389,9 +393,11 @@ async def test_a_worker_that_lies_fails_its_job_only(quick_path: Path, messages:
         CONTRACT, "talk", talk, "{}", ROLES, PEER_OF, "bank", store=daemon.store, mesh=daemon, together=daemon,
         start_worker=start, say=lambda event, **facts: None, restarts=2,
     )  # fmt: skip
-    with pytest.raises(kind):
+    with pytest.raises(kind) as caught:
         await execution.run([])
     assert not worker.messages
+    if kind in (StageError, DataError):
+        assert caught.type is kind
 
 
 async def test_alone_a_stage_talks_to_nobody() -> None:

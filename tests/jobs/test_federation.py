@@ -446,13 +446,49 @@ async def test_a_worker_that_always_crashes_fails_its_job_by_name_and_the_daemon
         views = await ends(peers, job.id)
         for name, view in views.items():
             assert (view.state, view.error.code) == ("failed", "worker_crashed")
-            assert "'fit' ended 3 times without a result" in view.error.message
+            assert ("'fit' ended 3 times without a result" in view.error.message) == (name == "bob")
             assert (view.error.peer == "bob") == (name != "bob")
         assert views["bob"].stages[0].restarts == 2
         await settle(peers)
         peers["bob"].step = lambda _message: ""
         again = await peers["bob"].daemon.jobs.submit(peers.contract(TRAIN, name="again"))
         assert {view.state for view in (await ends(peers, again.id)).values()} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (protocol.Failed("sum", "secret", "secret"), "stage"),
+        (protocol.Failed("cancelled", "secret", ""), "stage"),
+        (protocol.Sum("secret", [], np.zeros(4, np.uint32)), "gate"),
+        (protocol.Sum("moments", ["secret"], np.zeros(4, np.uint32)), "gate"),
+        (protocol.Send("alice", "secret", b"", []), "gate"),
+    ],
+)
+async def test_no_word_of_a_worker_reaches_the_others(
+    autojump_clock: Clock, quick_path: Path, said: Any, code: str
+) -> None:
+    """Its own operator reads what it said; the others a code, and what that means."""
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+
+        class Says:
+            async def next(self) -> Any:
+                return said
+
+            async def aclose(self) -> None:
+                pass
+
+        async def start(_start: protocol.Start) -> Any:
+            return Says()
+
+        peers["bob"].daemon.jobs._start_worker = start
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        views = await ends(peers, job.id)
+        assert {(view.state, view.error.code) for view in views.values()} == {("failed", code)}
+        for name, view in views.items():
+            lines = await peers[name].daemon.jobs.logs(job.id)
+            assert ("secret" in f"{view} {lines}") == (name == "bob")
 
 
 async def test_a_participant_that_stays_away_ends_the_job_by_name(autojump_clock: Clock, quick_path: Path) -> None:
