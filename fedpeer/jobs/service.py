@@ -560,6 +560,7 @@ class Jobs:
             start_worker=self._start_worker,
             say=lambda event, **facts: self._say(job, event, facts),
             restarts=job.contract.rules.restarts,
+            run_in_thread=self._run_in_thread,
         )
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
@@ -584,7 +585,7 @@ class Jobs:
         created, kept, told = self._time(), [], []
         async with self._files:
             for name, (kind, data) in sorted(outputs.items()):
-                loaded = artifact.load(kind, data)
+                loaded = await self._run_in_thread(partial(artifact.load, kind, data))
                 digest = await self._store.put_file(data)
                 facts: dict[str, Any] = {}
                 match loaded:

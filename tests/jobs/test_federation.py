@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.abc import Clock
 
+from fedpeer import artifact
 from fedpeer import stage as stages
 from fedpeer.errors import Ambiguous, ContractError, JobError, NotFound
 from fedpeer.jobs.views import JobView
@@ -489,6 +490,21 @@ async def test_no_word_of_a_worker_reaches_the_others(
         for name, view in views.items():
             lines = await peers[name].daemon.jobs.logs(job.id)
             assert ("secret" in f"{view} {lines}") == (name == "bob")
+
+
+async def test_outputs_are_read_beside_the_event_loop(autojump_clock: Clock, quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        beside: list[Any] = []
+
+        async def run_in_thread(function: Any) -> Any:
+            beside.append(getattr(function, "func", None))
+            return function()
+
+        peers["bob"].daemon.jobs._run_in_thread = run_in_thread
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        views = await ends(peers, job.id)
+        assert beside.count(artifact.load) == len(views["bob"].outputs) > 0
 
 
 async def test_a_participant_that_stays_away_ends_the_job_by_name(autojump_clock: Clock, quick_path: Path) -> None:
