@@ -12,9 +12,10 @@ import pytest
 import trio
 from trio.abc import Clock
 
-from fedpeer import artifact
+from fedpeer import artifact, codec
 from fedpeer import stage as stages
 from fedpeer.errors import Ambiguous, ContractError, JobError, NotFound
+from fedpeer.jobs import contract, lifecycle, service
 from fedpeer.jobs.views import JobView
 from fedpeer.peers import Peers
 from fedpeer.stage import Open, Params, Report, Stage, Sum, Table, at_least, exactly, stage
@@ -249,6 +250,55 @@ async def test_a_contract_that_nobody_answers_expires(autojump_clock: Clock, qui
         await trio.sleep(3)
         assert await peers["dave"].daemon.jobs.list() == []
         assert len(await peers["alice"].daemon.jobs.list()) == 1
+
+
+async def test_who_proposes_without_end_leaves_no_more_than_so_much(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_UNAGREED", 3)
+    async with federation(quick_path, NAMES[:3]) as peers:
+        await add_rows(peers)
+        await peers["carol"].daemon.catalog.remove("rows")
+        alice, bob = peers["alice"].daemon, peers["bob"].daemon
+        names = [f"job{i}" for i in range(6)]
+        for name in names:
+            job = await alice.jobs.submit(peers.contract(TRAIN, name=name))
+            await ends(peers, job.id)
+            await settle(peers)
+        assert [view.name for view in await bob.jobs.list()] == names[-3:]
+        rows = bob.store.write_now(lambda tx: tx.one("SELECT count(*), count(DISTINCT contract) FROM job_log"))
+        assert rows[0] > rows[1] == 3
+        assert len(bob.store.write_now(lambda tx: tx.all("SELECT * FROM job"))) == 3
+        assert [view.name for view in await alice.jobs.list()] == names, "one's own proposals are kept"
+        await peers["bob"].restart()
+        assert [view.name for view in await peers["bob"].daemon.jobs.list()] == names[-3:]
+
+
+async def test_who_aborts_and_never_ends_is_served_in_so_many_jobs_only(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_PROPOSED", 3)
+    async with federation(quick_path, NAMES[:3]) as peers:
+        alice, bob = peers["alice"].daemon, peers["bob"].daemon
+        for number in range(6):
+            text = peers.contract(TRAIN, name=f"job{number}")
+            read = contract.parse(
+                text, me=alice.mesh.me, resolve=lambda ref: ref, find=find, now=int(peers.now().timestamp()),
+                nonce=bytes([number]) * contract.NONCE_BYTES,
+            )  # fmt: skip
+            body = codec.encode(read)
+
+            def say(tx: Any, read: contract.Contract = read, body: bytes = body) -> None:
+                scope = contract.contract_id(body)
+                alice.mesh.open_scope(tx, scope, read.peers)
+                alice.mesh.publish(tx, scope, lifecycle.CONTRACT, "", body)
+                alice.mesh.publish(tx, scope, lifecycle.ABORT, "", codec.encode(lifecycle.Abort("cancelled", "")))
+
+            await alice.store.write(say)
+            await trio.sleep(2)
+        assert [(view.name, view.finished != "") for view in await bob.jobs.list()] == [
+            ("job0", True), ("job1", True), ("job2", True)
+        ]  # fmt: skip
 
 
 async def test_any_participant_can_cancel(autojump_clock: Clock, quick_path: Path) -> None:
