@@ -26,9 +26,9 @@ from click.shell_completion import CompletionItem
 
 from fedpeer import config
 from fedpeer.admin import screen
-from fedpeer.admin.client import Client
+from fedpeer.admin.client import ENDS, Client
 from fedpeer.admin.commands import COMMANDS
-from fedpeer.errors import FedpeerError, JobError, NotReachable, PolicyError, UsageError, by_code
+from fedpeer.errors import FedpeerError, JobError, NotReachable, PolicyError, TimedOut, UsageError, by_code
 
 MAX_INPUT = 256 * 1024
 INTERRUPTED = 130
@@ -354,6 +354,9 @@ def job_submit(state: State, file: str) -> None:
     view = state.client().call("job.submit", text=_read(file))
     state.show(view, view["id"])
     if not state.json:
+        me = next(p["name"] for p in view["participants"] if p["alias"] == view["me"])
+        if waiting := [name for name in view["waiting_for"] if name != me]:
+            click.echo(f"it waits for {screen.clean(waiting)}", err=True)
         click.echo(f"follow it with: fedpeer job watch {view['id'][: screen.SHORT]}", err=True)
 
 
@@ -401,7 +404,14 @@ def job_watch(state: State, ref: str) -> int:
 )
 @pass_state
 def job_wait(state: State, ref: str, timeout: float | None) -> int:
-    view = state.client(timeout).call("job.wait", ref=ref)
+    try:
+        view = state.client(timeout).call("job.wait", ref=ref)
+    except TimedOut:
+        view = state.client(2.0).call("job.show", ref=ref)
+        if view["state"] not in ENDS:
+            waiting = f", and waits for {screen.clean(view['waiting_for'])}" if view["waiting_for"] else ""
+            still = f"the job {view['name']} is still {view['state']} after {timeout:g} s{waiting}"
+            raise TimedOut(still) from None
     state.show(view, screen.job(view))
     return _exit_code(view)
 

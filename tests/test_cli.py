@@ -119,6 +119,8 @@ class Peer:
                 self.asked.append((name, {field: getattr(ask, field) for field in ask.__struct_fields__}))
                 self._heard.notify_all()
             answer = self.answers[name]
+            if answer == "never":
+                await trio.sleep_forever()
             if isinstance(answer, Exception):
                 raise answer
             return answer() if callable(answer) else answer
@@ -429,7 +431,28 @@ def test_waiting_ends_as_the_job_did(peer: Peer, run: Run, state: str, error_cod
     assert json.loads(out.splitlines()[-1])["terminal"] is True
 
 
-def test_a_wait_that_takes_too_long_ends_with_7(peer: Peer, run: Run) -> None:
+def test_a_wait_that_takes_too_long_says_for_whom_the_job_waits(peer: Peer, run: Run) -> None:
+    view = peer.answers["job.show"] = job_view("running")
+    view.waiting_for = ["bank", "shop\x1b"]
+    peer.answers["job.wait"] = "never"
+    code, _, err = run("job", "wait", "ab12", "--timeout", "0.05")
+    assert code == 7
+    assert "the job breast is still running after 0.05 s, and waits for bank, shop\ufffd" in err
+    view.waiting_for = []
+    code, out, _ = run("job", "wait", "ab12", "--timeout", "0.05", "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["code"], error["message"]) == (7, "timed_out", "the job breast is still running after 0.05 s")
+
+
+def test_who_submits_reads_the_id_and_for_whom_the_job_waits(peer: Peer, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text("x")
+    peer.answers["job.submit"].waiting_for = ["clinic", "bank", "shop\x1b"]
+    code, out, err = run("job", "submit", str(tmp_path / "job.toml"))
+    assert (code, out) == (0, f"{JOB}\n")
+    assert "it waits for bank, shop\ufffd\n" in err
+
+
+def test_a_wait_for_a_silent_daemon_ends_with_7(peer: Peer, run: Run) -> None:
     silent = socket.socket(socket.AF_UNIX)
     path = peer.home / "silent.sock"
     silent.bind(str(path))

@@ -116,6 +116,11 @@ def close(tx: Transaction, contract: bytes) -> None:
     tx.execute("UPDATE job SET closed = 1 WHERE contract = ?", (contract,))
 
 
+def forget(tx: Transaction, contract: bytes) -> None:
+    """Everything of a job that left no outputs goes."""
+    tx.execute("DELETE FROM job WHERE contract = ?", (contract,))
+
+
 def log(tx: Transaction, contract: bytes, time: str, event: str, facts: Mapping[str, Any]) -> None:
     tx.execute(
         "INSERT INTO job_log (contract, time, event, facts) VALUES (?, ?, ?, ?)",

@@ -24,9 +24,7 @@ from fedpeer.errors import (
     DataError,
     FedpeerError,
     GateClosed,
-    JobError,
     LocalProtocolError,
-    PolicyError,
     StageError,
     WorkerCrashed,
     by_code,
@@ -36,7 +34,7 @@ from fedpeer.jobs import checkpoint
 from fedpeer.jobs.checkpoint import Kept
 from fedpeer.secure import fixedpoint
 from fedpeer.stage import KINDS, Stage
-from fedpeer.store import Store, Transaction
+from fedpeer.store import INLINE_BYTES, RunInThread, Store, Transaction
 from fedpeer.worker import protocol as ask
 
 T = TypeVar("T")
@@ -83,7 +81,8 @@ class Execution:
     """One stage of one job at this peer, over any number of workers and restarts of the daemon.
 
     `params`: canonical JSON; `roles`: alias → role of all who take part, in the contract's order; `peer_of`: alias →
-    peer id; `chance`: gives the 32-byte key of chance of a stage's first start; `say`: tells the operator.
+    peer id; `chance`: gives the 32-byte key of chance of a stage's first start; `say`: tells the operator;
+    `run_in_thread`: for work on values of more than INLINE_BYTES, during which the event loop goes on.
     """
 
     def __init__(
@@ -102,12 +101,14 @@ class Execution:
         start_worker: StartWorker,
         say: Callable[..., None],
         restarts: int,
+        run_in_thread: RunInThread,
         chance: Callable[[], bytes] = lambda: random_bytes(32),
     ) -> None:
         self.contract, self.stage_id, self.stage, self.params = contract, stage_id, stage, params
         self.roles, self.peer_of, self.me = dict(roles), dict(peer_of), me
         self.store, self.mesh, self.together, self.start_worker = store, mesh, together, start_worker
         self.say, self.restarts, self.chance = say, restarts, chance
+        self.run_in_thread = run_in_thread
         self.gate = Gate(stage, self.roles, me)
         self.declaration = stage.declaration_hash()
         self.turn = self.k = self.common = 0
@@ -139,7 +140,7 @@ class Execution:
         self._at(0, saved.first_history)
         resume = None
         if saved.turn >= 0:
-            state = checkpoint.open_(self.store, self._name("state", saved.turn), saved.state)
+            state = await self._open(self._name("state", saved.turn), saved.state)
             shared, own = split(state)[1]
             resume = ask.Resume(saved.turn, split(shared), split(own), saved.chance)
         worker = await self.start_worker(
@@ -187,7 +188,8 @@ class Execution:
 
     async def _send(self, request: ask.Send) -> None:
         self.gate.send(request.to, request.tag, request.header, request.buffers)
-        digest = hash_("fp.message", request.to.encode(), request.tag.encode(), request.header, *request.buffers)
+        size, to_tag = size_of(request.buffers), (request.to.encode(), request.tag.encode())
+        digest = await self._work(size, lambda: hash_("fp.message", *to_tag, request.header, *request.buffers))
         turn, k = self._next_place()
         to = self.peer_of[request.to]
 
@@ -210,7 +212,7 @@ class Execution:
                     f"stage {self.stage_id!r} asks {request.sender!r} for {request.tag!r}, but its next message is "
                     f"{mail.tag!r}: messages of one sender are received in the order they were sent"
                 )
-            payload = join(mail.header, mail.buffers)
+            payload = await self._join(mail.header, mail.buffers)
             kept = await self._keep(payload, turn, k)
 
             def commit(tx: Transaction) -> None:
@@ -221,25 +223,26 @@ class Execution:
         return ask.Value(*split(payload))
 
     async def _sum(self, request: ask.Sum) -> ask.Answer:
-        self.gate.sum(request.tag, request.layout, request.vector)
+        size = request.vector.nbytes
+        await self._work(size, lambda: self.gate.sum(request.tag, request.layout, request.vector))
         turn, k = self._next_place()
         common = self._next_common()
         params = codec.encode([self.stage_id, turn, common, request.tag, self.declaration, request.layout, *RING])
         vector = np.ascontiguousarray(request.vector, dtype=np.uint32)
-        asked = hash_("fp.sum", params, vector.data)
+        asked = await self._work(size, lambda: hash_("fp.sum", params, vector.data))
         payload = await self._journaled(turn, k, "sum", asked)
         if payload is None:
             total = await self.together.sum(self.stage_id, turn, common, vector, params, self.history)
             alias_of = {peer: alias for alias, peer in self.peer_of.items()}
-            payload = join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
+            payload = await self._join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
             await self._journal(turn, k, "sum", asked, payload)
         values, survivors = codec.unpack_value(*split(payload))
-        digest = hash_("fp.total", np.ascontiguousarray(values).data)
+        digest = await self._work(size, lambda: hash_("fp.total", np.ascontiguousarray(values).data))
         self.history = checkpoint.history_sum(self.history, survivors, digest)
         return ask.TotalAnswer(values, survivors)
 
     async def _agree(self, request: ask.Agree) -> ask.Answer:
-        mine = join(request.header, request.buffers)
+        mine = await self._join(request.header, request.buffers)
         self.gate.agree(request.tag, len(mine))
         turn, k = self._next_place()
         common = self._next_common()
@@ -257,17 +260,18 @@ class Execution:
                 raise LocalProtocolError(
                     f"stage {self.stage_id!r}: turn {request.turn} is complete after turn {self.saved_turn}"
                 )
-            shared, own = join(*request.shared), join(*request.own)
-            history = checkpoint.history_turn(self.history, hash_("fp.shared", shared))
+            shared, own = await self._join(*request.shared), await self._join(*request.own)
+            digest = await self._work(len(shared), lambda: hash_("fp.shared", shared))
+            history = checkpoint.history_turn(self.history, digest)
             name = self._name("state", request.turn)
-            kept = await checkpoint.keep(self.store, name, join(b"", [shared, own]))
+            kept = await checkpoint.keep(self.store, name, await self._join(b"", [shared, own]))
             old = await self.store.write(
                 lambda tx: checkpoint.save(
                     tx, self.contract, self.stage_id, request.turn, kept, request.chance, history
                 )
             )
-            for digest in old:
-                self.store.remove_file(digest)
+            for file in old:
+                self.store.remove_file(file)
             self.saved_turn, self.saved_history = request.turn, history
         self._at(request.turn + 1, self.saved_history)
 
@@ -296,7 +300,7 @@ class Execution:
         kept = await self.store.read(
             lambda tx: checkpoint.find_answer(tx, self.contract, self.stage_id, turn, k, kind, asked)
         )
-        return None if kept is None else checkpoint.open_(self.store, self._name(turn, k), kept)
+        return None if kept is None else await self._open(self._name(turn, k), kept)
 
     async def _journal(self, turn: int, k: int, kind: str, asked: bytes, payload: bytes) -> None:
         kept = await self._keep(payload, turn, k)
@@ -306,6 +310,20 @@ class Execution:
 
     async def _keep(self, payload: bytes, turn: int, k: int) -> Kept:
         return await checkpoint.keep(self.store, self._name(turn, k), payload)
+
+    async def _open(self, name: bytes, kept: Kept) -> bytes:
+        if not kept.file:
+            return kept.inline
+        return await self.run_in_thread(lambda: checkpoint.open_(self.store, name, kept))
+
+    # large values
+
+    async def _work(self, size: int, work: Callable[[], T]) -> T:
+        """Work on so many bytes: in a thread if they are many."""
+        return work() if size <= INLINE_BYTES else await self.run_in_thread(work)
+
+    async def _join(self, header: bytes, buffers: Sequence[Any]) -> bytes:
+        return await self._work(size_of(buffers), lambda: join(header, buffers))
 
 
 async def run_alone(
@@ -345,11 +363,13 @@ def checked_outputs(stage: Stage, done: ask.Done) -> Outputs:
 
 
 def failure(failed: ask.Failed) -> FedpeerError:
-    """The error a worker ended with; a worker can only speak of its stage, its data and its gate."""
-    cls = by_code(failed.code)
-    if not issubclass(cls, JobError | DataError | PolicyError):
-        cls = StageError
+    """The error a worker ended with; a worker speaks of its stage and its data only, whatever code it says."""
+    cls = DataError if issubclass(by_code(failed.code), DataError) else StageError
     return cls(failed.message, hint=failed.hint)
+
+
+def size_of(buffers: Sequence[Any]) -> int:
+    return sum(memoryview(buffer).nbytes for buffer in buffers)
 
 
 def join(header: bytes, buffers: Sequence[Any]) -> bytes:

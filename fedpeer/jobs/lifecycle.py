@@ -46,10 +46,9 @@ REFUSALS = {
 }
 """Why a participant refuses; all it says to the others."""
 
-OWN_WORDS = frozenset(
-    {"worker_crashed", "not_deterministic", "gate", "sum", "peer_absent", "columns_differ", "cancelled", "equivocation"}
-)
-"""Codes whose message the daemon made itself, without a value of anybody's data: others may read it."""
+OWN_WORDS = frozenset({"not_deterministic", "sum", "peer_absent", "columns_differ", "cancelled", "equivocation"})
+"""Codes whose message the daemon made of its own values, without a word of a worker (which may be anybody's data):
+others may read it. Of all others they read what the code means."""
 
 MAX_COLUMNS_BYTES = 24 * 1024
 Short = Annotated[str, msgspec.Meta(max_length=500)]

@@ -61,7 +61,9 @@ ModelViews = list[ModelView]
 Facts = dict[str, Any]
 
 MAX_PROPOSED = 64
-"""Jobs of one initiator that live here at a time; more of its contracts are not taken."""
+"""Jobs of one initiator that live here or are served at a time; more of its contracts are not taken."""
+MAX_UNAGREED = 200
+"""Jobs of one other initiator that are kept when they are over though they were never agreed."""
 
 
 class _Refused(Exception):
@@ -270,7 +272,7 @@ class Jobs:
             self._log.warning("contract_refused", peer=self._name_of(record.sender), reason=error.message)
             return
         living = sum(
-            not job.over.is_set() and job.contract.peer_of[job.contract.initiator] == record.sender
+            not job.closed and job.contract.peer_of[job.contract.initiator] == record.sender
             for job in self._jobs.values()
         )
         wrong = {
@@ -468,12 +470,29 @@ class Jobs:
             with trio.move_on_after(min(left, 24 * 3600)):
                 await self._mesh.changed(job.id)
 
+        job.closed = True
+        surplus = self._surplus(job.contract.peer_of[job.contract.initiator])
+
         def close(tx: Transaction) -> None:
             self._mesh.close_scope(tx, job.id)
             archive.close(tx, job.id)
+            for old in surplus:
+                archive.forget(tx, old.id)
 
         await self._store.write(close)
-        job.closed = True
+        for old in surplus:
+            self._jobs.pop(old.id, None)
+
+    def _surplus(self, initiator: str) -> Sequence[_Job]:
+        """The oldest jobs of another initiator that were never agreed and of which nobody needs anything."""
+        unagreed = [
+            job
+            for job in self._jobs.values()
+            if job.closed
+            and initiator == job.contract.peer_of[job.contract.initiator] != self._mesh.me
+            and not all(participant.state == "approved" for participant in job.view.participants)
+        ]
+        return sorted(unagreed, key=lambda job: job.view.created)[:-MAX_UNAGREED]
 
     # our answer
 
@@ -570,6 +589,7 @@ class Jobs:
             start_worker=self._start_worker,
             say=lambda event, **facts: self._say(job, event, facts),
             restarts=job.contract.rules.restarts,
+            run_in_thread=self._run_in_thread,
         )
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
@@ -594,7 +614,7 @@ class Jobs:
         created, kept, told = self._time(), [], []
         async with self._files:
             for name, (kind, data) in sorted(outputs.items()):
-                loaded = artifact.load(kind, data)
+                loaded = await self._run_in_thread(partial(artifact.load, kind, data))
                 digest = await self._store.put_file(data)
                 facts: dict[str, Any] = {}
                 match loaded:

@@ -19,12 +19,13 @@ import pytest
 import trio
 
 from fedpeer import artifact, codec
-from fedpeer.errors import GateClosed, NotDeterministic, StageError, WorkerCrashed
+from fedpeer.errors import DataError, GateClosed, NotDeterministic, StageError, WorkerCrashed
 from fedpeer.jobs import checkpoint
 from fedpeer.jobs.execution import Execution, join, run_alone, split
 from fedpeer.peers import Peers
+from fedpeer.secure import fixedpoint
 from fedpeer.stage import Agreed, Open, Params, Report, Stage, Sum, at_least, exactly, stage
-from fedpeer.store import Schema, Store, Transaction
+from fedpeer.store import Schema, Store, Transaction, call_directly
 from fedpeer.testing.workers import CoroutineWorker
 from fedpeer.worker import protocol
 
@@ -191,6 +192,7 @@ async def run(
                 CONTRACT, "talk", what, "{}", ROLES, PEER_OF, alias,
                 store=daemon.store, mesh=daemon, together=daemon, start_worker=start,
                 say=lambda event, **facts: result.said.append((alias, event, facts)), restarts=restarts,
+                run_in_thread=call_directly,
                 chance=lambda: alias.encode().ljust(32, b"\0"),
             )  # fmt: skip
             try:
@@ -375,7 +377,11 @@ REPORT = artifact.dump(Report({}))
         ([protocol.Failed("store", "no space", "")], StageError),
         ([protocol.Failed("config", "x", "")], StageError),
         ([protocol.Failed("nothing", "x", "")], StageError),
-        ([protocol.Failed("gate", "x", "")], GateClosed),
+        *[
+            ([protocol.Failed(code, "x", "")], StageError)
+            for code in ("gate", "policy", "cancelled", "aborted", "worker_crashed", "sum", "peer_absent", "job")
+        ],
+        ([protocol.Failed("columns_differ", "x", "")], DataError),
     ],
 )
 async def test_a_worker_that_lies_fails_its_job_only(quick_path: Path, messages: list[Any], kind: type) -> None:
@@ -387,11 +393,56 @@ async def test_a_worker_that_lies_fails_its_job_only(quick_path: Path, messages:
 
     execution = Execution(
         CONTRACT, "talk", talk, "{}", ROLES, PEER_OF, "bank", store=daemon.store, mesh=daemon, together=daemon,
-        start_worker=start, say=lambda event, **facts: None, restarts=2,
+        start_worker=start, say=lambda event, **facts: None, restarts=2, run_in_thread=call_directly,
     )  # fmt: skip
-    with pytest.raises(kind):
+    with pytest.raises(kind) as caught:
         await execution.run([])
     assert not worker.messages
+    if kind in (StageError, DataError):
+        assert caught.type is kind
+
+
+@pytest.mark.parametrize("size", [3, BIG])
+@pytest.mark.parametrize("request_", ["Send", "Receive", "Sum", "Agree", "Checkpoint", "resume"])
+async def test_what_is_large_is_hashed_joined_and_read_beside_the_event_loop(
+    quick_path: Path, size: int, request_: str
+) -> None:
+    between, value = Between(), codec.pack_value(np.zeros(size))
+    between.letters[PEER_OF["telco"], PEER_OF["bank"]].append(Mail(0, "tell", value[0], [bytes(b) for b in value[1]]))
+
+    class Alone(Daemon):
+        async def sum(self, stage: str, turn: int, k: int, vector: Any, params: bytes, history: bytes) -> Any:
+            return SimpleNamespace(values=vector, survivors=list(PEER_OF.values()))
+
+    daemon = Alone(between, "bank", quick_path)
+    messages: dict[str, protocol.Message] = {
+        "Send": protocol.Send("telco", "ask", *value),
+        "Receive": protocol.Receive("telco", "tell"),
+        "Sum": protocol.Sum("total", *fixedpoint.encode({"x": np.zeros(size)})),
+        "Agree": protocol.Agree("common", *value),
+        "Checkpoint": protocol.Checkpoint(0, value, EMPTY, bytes(32)),
+    }
+    beside: list[Any] = []
+
+    async def run_in_thread(function: Callable[[], Any]) -> Any:
+        beside.append(function)
+        return await trio.to_thread.run_sync(function)
+
+    async def start(_start: protocol.Start) -> Says:
+        return worker
+
+    execution = Execution(
+        CONTRACT, "talk", talk, "{}", ROLES, PEER_OF, "bank", store=daemon.store, mesh=daemon, together=daemon,
+        start_worker=start, say=lambda event, **facts: None, restarts=2, run_in_thread=run_in_thread,
+    )  # fmt: skip
+    worker = Says(messages["Checkpoint" if request_ == "resume" else request_], protocol.Done([]))
+    await execution.run([])
+    first = len(beside)
+    assert bool(first) == (size == BIG)
+    if request_ in ("resume", "Receive", "Sum", "Agree"):  # what the first run kept is read again
+        worker = Says(*([] if request_ == "resume" else [messages[request_]]), protocol.Done([]))
+        await execution.run([])
+        assert (len(beside) > first) == (size == BIG)
 
 
 async def test_alone_a_stage_talks_to_nobody() -> None:

@@ -12,8 +12,10 @@ import pytest
 import trio
 from trio.abc import Clock
 
+from fedpeer import artifact, codec
 from fedpeer import stage as stages
 from fedpeer.errors import Ambiguous, ContractError, JobError, NotFound
+from fedpeer.jobs import contract, lifecycle, service
 from fedpeer.jobs.views import JobView
 from fedpeer.mesh import records
 from fedpeer.peers import Peers
@@ -271,6 +273,55 @@ async def test_a_contract_that_nobody_answers_expires(autojump_clock: Clock, qui
         assert len(await peers["alice"].daemon.jobs.list()) == 1
 
 
+async def test_who_proposes_without_end_leaves_no_more_than_so_much(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_UNAGREED", 3)
+    async with federation(quick_path, NAMES[:3]) as peers:
+        await add_rows(peers)
+        await peers["carol"].daemon.catalog.remove("rows")
+        alice, bob = peers["alice"].daemon, peers["bob"].daemon
+        names = [f"job{i}" for i in range(6)]
+        for name in names:
+            job = await alice.jobs.submit(peers.contract(TRAIN, name=name))
+            await ends(peers, job.id)
+            await settle(peers)
+        assert [view.name for view in await bob.jobs.list()] == names[-3:]
+        rows = bob.store.write_now(lambda tx: tx.one("SELECT count(*), count(DISTINCT contract) FROM job_log"))
+        assert rows[0] > rows[1] == 3
+        assert len(bob.store.write_now(lambda tx: tx.all("SELECT * FROM job"))) == 3
+        assert [view.name for view in await alice.jobs.list()] == names, "one's own proposals are kept"
+        await peers["bob"].restart()
+        assert [view.name for view in await peers["bob"].daemon.jobs.list()] == names[-3:]
+
+
+async def test_who_aborts_and_never_ends_is_served_in_so_many_jobs_only(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_PROPOSED", 3)
+    async with federation(quick_path, NAMES[:3]) as peers:
+        alice, bob = peers["alice"].daemon, peers["bob"].daemon
+        for number in range(6):
+            text = peers.contract(TRAIN, name=f"job{number}")
+            read = contract.parse(
+                text, me=alice.mesh.me, resolve=lambda ref: ref, find=find, now=int(peers.now().timestamp()),
+                nonce=bytes([number]) * contract.NONCE_BYTES,
+            )  # fmt: skip
+            body = codec.encode(read)
+
+            def say(tx: Any, read: contract.Contract = read, body: bytes = body) -> None:
+                scope = contract.contract_id(body)
+                alice.mesh.open_scope(tx, scope, read.peers)
+                alice.mesh.publish(tx, scope, lifecycle.CONTRACT, "", body)
+                alice.mesh.publish(tx, scope, lifecycle.ABORT, "", codec.encode(lifecycle.Abort("cancelled", "")))
+
+            await alice.store.write(say)
+            await trio.sleep(2)
+        assert [(view.name, view.finished != "") for view in await bob.jobs.list()] == [
+            ("job0", True), ("job1", True), ("job2", True)
+        ]  # fmt: skip
+
+
 async def test_any_participant_can_cancel(autojump_clock: Clock, quick_path: Path) -> None:
     async with federation(quick_path, NAMES) as peers:
         await add_rows(peers)
@@ -498,13 +549,64 @@ async def test_a_worker_that_always_crashes_fails_its_job_by_name_and_the_daemon
         views = await ends(peers, job.id)
         for name, view in views.items():
             assert (view.state, view.error.code) == ("failed", "worker_crashed")
-            assert "'fit' ended 3 times without a result" in view.error.message
+            assert ("'fit' ended 3 times without a result" in view.error.message) == (name == "bob")
             assert (view.error.peer == "bob") == (name != "bob")
         assert views["bob"].stages[0].restarts == 2
         await settle(peers)
         peers["bob"].step = lambda _message: ""
         again = await peers["bob"].daemon.jobs.submit(peers.contract(TRAIN, name="again"))
         assert {view.state for view in (await ends(peers, again.id)).values()} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (protocol.Failed("sum", "secret", "secret"), "stage"),
+        (protocol.Failed("cancelled", "secret", ""), "stage"),
+        (protocol.Sum("secret", [], np.zeros(4, np.uint32)), "gate"),
+        (protocol.Sum("moments", ["secret"], np.zeros(4, np.uint32)), "gate"),
+        (protocol.Send("alice", "secret", b"", []), "gate"),
+    ],
+)
+async def test_no_word_of_a_worker_reaches_the_others(
+    autojump_clock: Clock, quick_path: Path, said: Any, code: str
+) -> None:
+    """Its own operator reads what it said; the others a code, and what that means."""
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+
+        class Says:
+            async def next(self) -> Any:
+                return said
+
+            async def aclose(self) -> None:
+                pass
+
+        async def start(_start: protocol.Start) -> Any:
+            return Says()
+
+        peers["bob"].daemon.jobs._start_worker = start
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        views = await ends(peers, job.id)
+        assert {(view.state, view.error.code) for view in views.values()} == {("failed", code)}
+        for name, view in views.items():
+            lines = await peers[name].daemon.jobs.logs(job.id)
+            assert ("secret" in f"{view} {lines}") == (name == "bob")
+
+
+async def test_outputs_are_read_beside_the_event_loop(autojump_clock: Clock, quick_path: Path) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        beside: list[Any] = []
+
+        async def run_in_thread(function: Any) -> Any:
+            beside.append(getattr(function, "func", None))
+            return function()
+
+        peers["bob"].daemon.jobs._run_in_thread = run_in_thread
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        views = await ends(peers, job.id)
+        assert beside.count(artifact.load) == len(views["bob"].outputs) > 0
 
 
 async def test_a_participant_that_stays_away_ends_the_job_by_name(autojump_clock: Clock, quick_path: Path) -> None:
