@@ -172,7 +172,7 @@ class WorkerCrashed(JobError):
 
 
 class DataError(FedpeerError):
-    """The data is not what was declared; the message names the file, the row and the column."""
+    """The data is not what was declared, or not what the stage needs. Its owner's daemon says which row and column."""
 
     code = "data"
 

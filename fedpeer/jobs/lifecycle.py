@@ -228,7 +228,10 @@ def judge(
             abort, name = heard.aborts[peer], name_of(peer)
             if abort.code == Cancelled.code:
                 return Verdict(Event.CANCEL, Cancelled(f"{name} cancelled the job", peer=name))
-            return Verdict(Event.FAIL, by_code(abort.code)(f"{name} ended the job: {abort.message}", peer=name))
+            hint = "" if abort.code in OWN_WORDS else f"what exactly is shown at {name} only: fedpeer job show"
+            return Verdict(
+                Event.FAIL, by_code(abort.code)(f"{name} ended the job: {abort.message}", hint=hint, peer=name)
+            )
     for peer in peers:
         answer = heard.answers.get(peer)
         if answer is not None and not answer.approved:

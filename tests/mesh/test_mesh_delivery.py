@@ -220,7 +220,7 @@ async def test_a_sender_stands_still_when_all_its_scopes_together_hold_too_much(
         await trio.sleep(100)
         second = await waiting()
         assert len(second) == 2
-        for scope in {*scopes} - first:
+        for scope in (*second, *({*scopes} - first - second)):  # the last one comes when there is room for it
             await take(scope)
         await alice.post(bob, b"nothing of it is left")
         assert await bob.receive(alice) == [b"nothing of it is left"]
@@ -431,17 +431,22 @@ async def test_a_transfer_goes_on_where_it_was_after_a_cut_and_a_restart(network
         for restart in (False, True):
             await bob.until_connected(alice)
             bob.mesh.sessions[alice.id].end("for the test")
-            limits = [220_000]  # for one connection; the next ones break at once
+            limits: list[int] = []  # for one connection; the next ones break at once
 
             def limit(dialler: str, _: str, limits: list[int] = limits) -> tuple[int | None, int | None]:
                 most = limits.pop() if limits else 0
                 return (None, most) if dialler == "bob" else (most, None)
 
             network.limits = limit
-            with trio.move_on_after(10):
-                await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])
             part = bob.mesh._fetched.path_of(SCOPE, digest).with_suffix(".part")
-            assert part.stat().st_size >= (300_000 if restart else 100_000)
+            for _ in range(10):  # of two connections at once, the one that is given up may have had the bytes
+                limits.append(220_000)
+                with trio.move_on_after(70):
+                    await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])
+                if part.stat().st_size >= (300_000 if restart else 100_000):
+                    break
+            else:
+                pytest.fail("no further byte came")
             network.limits = lambda *_: (None, None)
             await bob.stop()
             await bob.start(nursery)
