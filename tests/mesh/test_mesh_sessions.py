@@ -217,6 +217,7 @@ async def test_the_roster_survives_and_connects_again_after_a_restart(home, netw
         await introduce(alice, bob)
         for one, other in ((alice, bob), (bob, alice)):
             await one.until_connected(other)
+            await other.until_connected(one)
             await one.stop()
             with trio.fail_after(60):
                 while other.mesh.connected(one.id):
