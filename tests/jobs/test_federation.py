@@ -460,7 +460,7 @@ async def make_trouble(peers: Federation, chance: random.Random) -> None:
             peers.network.heal(a, b)
 
 
-@pytest.mark.parametrize("part", range(16))
+@pytest.mark.parametrize("part", range(8))
 async def test_killed_anywhere_all_end_with_the_same_model(
     autojump_clock: Clock, quick_path: Path, seed: int, part: int
 ) -> None:
