@@ -307,7 +307,7 @@ class Session:
                 events.append(event)
         if start == end:
             start = end = 0
-        elif len(data) - end < MAX_FRAME:
+        else:
             if end == len(data) < BATCH:
                 self._in = memoryview(bytearray(min(2 * len(data), BATCH + MAX_FRAME)))
             self._in[: end - start] = data[start:end]
