@@ -461,10 +461,13 @@ class Jobs:
                     self._store.remove_file(version)
 
     async def _linger(self, job: _Job) -> None:
-        """Others may still need our records and mail: until all have ended, or the contract expired."""
-        everybody = set(job.contract.peers)
+        """Others may still need our records and mail: until all have ended, or the contract expired.
+
+        That all have ended is not known to all at once: how it ended here is told to whoever asks even afterwards.
+        """
+        everybody, until = set(job.contract.peers), job.contract.expires + contract.SKEW_S
         while self._hear(job).ended.keys() < everybody:
-            left = job.contract.expires + contract.SKEW_S - self._seconds()
+            left = until - self._seconds()
             if left <= 0:
                 break
             with trio.move_on_after(min(left, 24 * 3600)):
@@ -474,6 +477,7 @@ class Jobs:
         surplus = self._surplus(job.contract.peer_of[job.contract.initiator])
 
         def close(tx: Transaction) -> None:
+            self._mesh.say_farewell(tx, job.id, lifecycle.ENDED, until=until, now=self._seconds())
             self._mesh.close_scope(tx, job.id)
             archive.close(tx, job.id)
             for old in surplus:

@@ -5,6 +5,8 @@ Rules
 * A record is the canonical bytes of `Record` and its sender's signature over exactly those bytes. The signed bytes are
   kept and passed on as received, so anybody of the audience can hand on what anybody said.
 * The first record in a slot stays. A different one by the same sender is kept once as evidence of equivocation.
+* Of a closed scope one record of ours may stay, the farewell: it is told to whoever of the audience still asks, for
+  the others cannot know that everybody has heard everything.
 * Caps, for each scope and sender: `MAX_RECORDS` records of together `MAX_BYTES`, `MAX_EVIDENCE` pieces of evidence.
 """
 
@@ -35,7 +37,9 @@ SCHEMA = Schema(
         CREATE TABLE mesh_record (scope BLOB NOT NULL, kind TEXT NOT NULL, slot TEXT NOT NULL, sender TEXT NOT NULL,
             raw BLOB NOT NULL, PRIMARY KEY (scope, kind, slot, sender));
         CREATE TABLE mesh_evidence (scope BLOB NOT NULL, kind TEXT NOT NULL, slot TEXT NOT NULL, sender TEXT NOT NULL,
-            first BLOB NOT NULL, second BLOB NOT NULL, PRIMARY KEY (scope, kind, slot, sender))"""
+            first BLOB NOT NULL, second BLOB NOT NULL, PRIMARY KEY (scope, kind, slot, sender))""",
+        """CREATE TABLE mesh_farewell (scope BLOB PRIMARY KEY, audience BLOB NOT NULL, raw BLOB NOT NULL,
+            until INTEGER NOT NULL)""",
     ],
 )
 
@@ -161,6 +165,22 @@ def keep(tx: Transaction, signed: Signed) -> Literal["new", "same", "evidence", 
 def discard(tx: Transaction, scope: bytes, kind: str, slot: str) -> None:
     """Forget all senders' records of this slot."""
     tx.execute("DELETE FROM mesh_record WHERE scope = ? AND kind = ? AND slot = ?", (scope, kind, slot))
+
+
+def say_farewell(tx: Transaction, scope: bytes, kind: str, sender: str, until: int, now: int) -> None:
+    """Keep this record of an open scope beyond its end, until then (seconds since the epoch); forget those of old."""
+    tx.execute("DELETE FROM mesh_farewell WHERE until < ?", (now,))
+    tx.execute(
+        "INSERT OR REPLACE INTO mesh_farewell SELECT scope, audience, raw, ? FROM mesh_record JOIN mesh_scope"
+        " USING (scope) WHERE scope = ? AND kind = ? AND slot = '' AND sender = ?",
+        (until, scope, kind, sender),
+    )
+
+
+def farewell(tx: Transaction, scope: bytes, peer: str) -> Signed | None:
+    """What is left of a closed scope for this peer of it."""
+    row = tx.one("SELECT audience, raw FROM mesh_farewell WHERE scope = ?", (scope,))
+    return parse(row[1]) if row is not None and peer in codec.decode(row[0]) else None
 
 
 def load(tx: Transaction) -> dict[bytes, tuple[list[str], Shelf]]:

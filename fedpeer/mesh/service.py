@@ -390,8 +390,12 @@ class Mesh:
         if records.open_(tx, scope, list(audience)):
             tx.after_commit(partial(self._opened, scope, sorted(audience)))
 
+    def say_farewell(self, tx: Transaction, scope: bytes, kind: str, *, until: int, now: int) -> None:
+        """Tell our record of this kind (slot "") to peers of the scope who ask after it is closed, until that time."""
+        records.say_farewell(tx, scope, kind, self.me, until, now)
+
     def close_scope(self, tx: Transaction, scope: bytes) -> None:
-        """Forget everything of a scope: records, letters, offers, and after the commit their files."""
+        """Forget everything of a scope but its farewell: records, letters, offers, and after the commit their files."""
         blobs.withdraw(tx, self.store, scope)
         files = tx.all("SELECT digest FROM mesh_outbox WHERE scope = ? AND digest <> x''", (scope,))
         blobs.remove(tx, self.store, [digest for (digest,) in files])

@@ -20,6 +20,7 @@ from fedpeer.mesh.mail import Place
 from fedpeer.mesh.messages import HELLO, RECORDS, SYNC, WANTS, Chunk, Hello, LetterHead, Sync, Want
 from fedpeer.mesh.records import Record
 from fedpeer.mesh.session import service as sessions
+from fedpeer.store import Transaction
 from fedpeer.testing.network import MemoryNetwork
 from fedpeer.wire.constants import BULK_CHANNELS
 from fedpeer.wire.service import Link, initiate
@@ -228,6 +229,39 @@ async def test_a_sender_stands_still_when_all_its_scopes_together_hold_too_much(
 
 
 # records
+
+
+async def test_a_farewell_is_told_to_a_peer_that_was_away_until_its_time_is_over(
+    alice, bob, carol, autojump_clock
+) -> None:
+    async with together(alice, bob, carol) as nursery:
+        pair, mine = sorted([alice.id, bob.id]), b"pair"
+        for one in (alice, bob):
+            await one.store.write(lambda tx, one=one: one.mesh.open_scope(tx, mine, pair))
+        await bob.stop()
+
+        def close(tx: Transaction) -> None:
+            alice.mesh.publish(tx, mine, "ended", "", b"done")
+            alice.mesh.publish(tx, mine, "note", "", b"not kept")
+            alice.mesh.say_farewell(tx, mine, "ended", until=200, now=100)
+            alice.mesh.close_scope(tx, mine)
+
+        await alice.store.write(close)
+        await carol.store.write(lambda tx: carol.mesh.open_scope(tx, mine, [alice.id, carol.id]))
+        await alice.stop()
+        await alice.start(nursery)
+        await bob.start(nursery)
+        await trio.sleep(100)
+        assert bob.mesh.held(mine, "ended") == {("", alice.id): b"done"}
+        assert bob.mesh.held(mine, "note") == {}
+        assert carol.mesh.held(mine, "ended") == {}, "it was not of that scope"
+
+        await alice.store.write(lambda tx: alice.mesh.say_farewell(tx, SCOPE, "nothing", until=300, now=201))
+        await bob.store.write(lambda tx: bob.mesh.discard(tx, mine, "ended", ""))
+        await bob.stop()
+        await bob.start(nursery)
+        await trio.sleep(100)
+        assert bob.mesh.held(mine, "ended") == {}
 
 
 async def test_a_record_is_known_to_the_audience_and_to_nobody_else(alice, bob, carol, autojump_clock) -> None:

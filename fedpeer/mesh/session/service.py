@@ -260,7 +260,11 @@ class Session:
             del self._known[scope]
             self._ready.add(scope)
             opened = mesh.scopes.get(scope)
-            if opened is not None and self.peer in opened.audience:
+            if opened is None:
+                farewell = await mesh.store.read(lambda tx: records.farewell(tx, scope, self.peer))
+                if farewell is not None and farewell.digest not in known:
+                    self.push(farewell)
+            elif self.peer in opened.audience:
                 for signed in opened.shelf.missing(known):
                     self.push(signed)
                 self._pump(scope)
