@@ -99,9 +99,9 @@ class SigningKey:
         self.public, secret = sodium.crypto_sign_seed_keypair(seed.reveal())
         self._secret = Secret(secret)
 
-    def sign(self, kind: str, body: Buffer) -> bytes:
+    def sign(self, kind: str, body: Buffer, *, label: str = "fp.sig") -> bytes:
         """A detached signature (64 bytes) over the kind of statement and its bytes."""
-        message = hash_("fp.sig", kind.encode(), body)
+        message = hash_(label, kind.encode(), body)
         signed: bytes = sodium.crypto_sign(message, self._secret.reveal())
         return signed[:SIGNATURE_BYTES]
 
@@ -109,12 +109,12 @@ class SigningKey:
         return f"SigningKey(public={self.public.hex()[:12]}…)"
 
 
-def verify(public: bytes, kind: str, body: Buffer, signature: bytes) -> None:
+def verify(public: bytes, kind: str, body: Buffer, signature: bytes, *, label: str = "fp.sig") -> None:
     """Raise TrustError unless `signature` is by `public` over this kind and body."""
     try:
         if len(public) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
             raise ValueError
-        sodium.crypto_sign_open(signature + hash_("fp.sig", kind.encode(), body), public)
+        sodium.crypto_sign_open(signature + hash_(label, kind.encode(), body), public)
     except (nacl.exceptions.CryptoError, ValueError, TypeError):
         raise TrustError(f"the signature on a {kind} does not fit its sender's key") from None
 
