@@ -1,0 +1,202 @@
+"""All sums of one contract at one party: groups of sums, and in each a chain of instances.
+
+Rules
+* Pure. Messages, asks, results of work and time come in; a `Step` comes out. Whoever drives it commits what is to be
+  kept and said in one transaction, `add`s what was said, sends it, and starts the work, in this order.
+* After a restart a new Party is given the kept secrets, every message of ours from the log (`logged=True`), whatever
+  messages of others are there or come again, and the asks.
+* The instances of a group run one after the other: the next begins when the end of the one before is known by
+  signatures of q (a sum) or t (an abort) parties, and names it. Groups run side by side.
+* A message of ours that our log does not know means that the log was lost or rolled back: that instance is left alone.
+
+Source: SA1, version 1, sections 1, 8 and 9.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from fedpeer.aggregation.instance import Ask, Ended, Here, Instance, Outcome, Setting, Step
+from fedpeer.aggregation.messages import Signed
+from fedpeer.aggregation.names import Parties, sid_of
+from fedpeer.aggregation.work import Work
+from fedpeer.crypto import SigningKey
+from fedpeer.errors import RemoteProtocolError
+
+MAX_WAITING: Final = 1 << 20
+"""bytes of messages of instances not known yet that are kept for each sender"""
+
+
+class Group:
+    """The sums that have one survivor set."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.id, self.pinned, self.data = ask.group, ask.pinned, ask.data
+        self.instances: list[Instance] = []
+        self.asks: dict[bytes, Ask] = {}  # by params
+        self.ended: dict[bytes, Ended] = {}  # by params
+        self.asked_at: dict[bytes, float] = {}
+
+    def last(self) -> Outcome | None:
+        return self.instances[-1].outcome if self.instances else None
+
+
+class Party:
+    """One party of one contract."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        signer: SigningKey,
+        random: Callable[[int], bytes],
+        kept: Mapping[bytes, bytes],
+    ) -> None:
+        self.setting = setting
+        self._here = Here(setting, signer, random)
+        self._kept = dict(kept)
+        self._groups: dict[bytes, Group] = {}
+        self._instances: dict[bytes, Instance] = {}  # by sid
+        self._waiting: defaultdict[bytes, list[Signed]] = defaultdict(list)  # by sid, not known yet
+        self._room: defaultdict[int, int] = defaultdict(int)
+        self._log: set[bytes] = set()  # digests of our own messages that are on disk
+        self._forgotten: set[bytes] = set()
+        """instances in which this party said what its log does not know"""
+
+    @property
+    def convicted(self) -> Parties:
+        """Parties that evidence was seen against."""
+        return frozenset(self._here.convicted)
+
+    def ask(self, ask: Ask, now: float) -> None:
+        """This party has its vector for a sum; again after every restart. The answer is an `Ended` of a later step."""
+        group = self._groups.get(ask.group)
+        if group is None:
+            group = self._groups[ask.group] = Group(ask)
+        group.asks.setdefault(ask.params, ask)
+        group.asked_at.setdefault(ask.params, now)
+
+    def add(self, signed: Signed, *, logged: bool = False) -> None:
+        """Take in a verified message. `logged`: it is ours, from our own log."""
+        if signed.sender == self.setting.me:
+            if logged:
+                self._log.add(signed.digest)
+            elif signed.digest not in self._log:
+                self._forgotten.add(signed.sid)
+                if signed.sid in self._instances:
+                    self._instances[signed.sid].muted = True
+                return
+        instance = self._instances.get(signed.sid)
+        if instance is not None:
+            self._put(instance, signed)
+        elif self._room[signed.sender] + len(signed.raw) <= MAX_WAITING:
+            self._room[signed.sender] += len(signed.raw)
+            self._waiting[signed.sid].append(signed)
+
+    def _put(self, instance: Instance, signed: Signed) -> None:
+        with suppress(RemoteProtocolError):  # what no honest party says
+            instance.add(signed)
+
+    def done(self, work: Work, result: Any) -> None:
+        """The result of work that a step asked for."""
+        self._instances[work.sid].done(work, result)
+
+    def advance(self, now: float) -> Step:
+        """Everything that follows from what is here."""
+        step = Step()
+        for group in self._groups.values():
+            self._go_on(group, now)
+            for instance in group.instances:
+                instance.advance(now, step)
+            self._close(group, now, step)
+        return step
+
+    def wake_at(self) -> float | None:
+        """When `advance` wants to be called again though nothing came."""
+        times = [instance.wake_at() for instance in self._instances.values()]
+        for group in self._groups.values():
+            times += [at + self.setting.stall_s for params, at in group.asked_at.items() if params not in group.ended]
+        return min((time for time in times if time is not None), default=None)
+
+    def _go_on(self, group: Group, now: float) -> None:
+        """Open the next instance of a group if the one before has ended and somebody wants another."""
+        open_asks = {params: ask for params, ask in group.asks.items() if params not in group.ended}
+        last = group.instances[-1] if group.instances else None
+        if last is None or (last.outcome is not None and not last.noise):
+            seq = len(group.instances)
+            sid = sid_of(self.setting.contract, group.id, seq)
+            decided = {
+                instance.outcome.params
+                for instance in group.instances
+                if instance.outcome and not instance.outcome.aborted
+            }
+            if sid in self._waiting or open_asks.keys() - decided:
+                self._open(group, seq, sid, last.outcome if last else None)
+        if group.instances:
+            group.instances[-1].asks.update(open_asks)
+            for instance in group.instances[:-1]:
+                outcome = instance.outcome
+                if outcome is not None and outcome.params in open_asks:
+                    instance.asks[outcome.params] = open_asks[outcome.params]
+
+    def _open(self, group: Group, seq: int, sid: bytes, outcome: Outcome | None) -> None:
+        aborts = 0
+        for instance in reversed(group.instances):
+            if instance.outcome is None or not instance.outcome.aborted:
+                break
+            aborts += 1
+        instance = Instance(
+            self._here,
+            group.id,
+            seq,
+            prev=outcome.prev if outcome else None,
+            pin=outcome.pin if outcome else None,
+            pinned=group.pinned,
+            data=group.data,
+            aborts=aborts,
+            kept={key: raw for key, raw in self._kept.items() if key.startswith(sid)},
+        )
+        group.instances.append(instance)
+        self._instances[sid] = instance
+        instance.muted = sid in self._forgotten
+        for signed in self._waiting.pop(sid, []):
+            self._room[signed.sender] -= len(signed.raw)
+            self._put(instance, signed)
+
+    def _close(self, group: Group, now: float, step: Step) -> None:
+        """Tell how sums ended."""
+        for instance in group.instances:
+            self._here.debtors |= instance.owing() if instance.outcome is None else frozenset()
+            self._here.debtors -= instance.owing() if instance.outcome is not None else frozenset()
+            found, outcome = instance.result(), instance.outcome
+            if found is not None and outcome is not None and outcome.params in group.asks:
+                self._end(group, outcome.params, step, "SUM", *found)
+        last = group.instances[-1] if group.instances else None
+        for params, asked_at in group.asked_at.items():
+            if params in group.ended or last is None:
+                continue
+            late = now >= asked_at + self.setting.stall_s
+            if last.noise:
+                survivors = last.outcome.survivors if last.outcome else frozenset[int]()
+                self._end(group, params, step, "NOISE", survivors, b"")
+            elif late and last.decided and last.owing():
+                self._end(group, params, step, "LOST", frozenset(), b"", last.owing())
+            elif late:
+                self._end(group, params, step, "WAITING", frozenset(), b"", last.absent())
+
+    def _end(
+        self,
+        group: Group,
+        params: bytes,
+        step: Step,
+        status: Any,
+        survivors: Parties,
+        sum_hash: bytes,
+        parties: Parties = frozenset(),
+    ) -> None:
+        if params not in group.ended:
+            ended = Ended(group.asks[params].name, status, survivors, sum_hash, parties)
+            group.ended[params] = ended
+            step.ended.append(ended)
