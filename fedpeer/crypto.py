@@ -21,7 +21,10 @@ from typing import Any, Final
 import nacl.bindings as sodium
 import nacl.exceptions
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from nacl._sodium import ffi as _ffi  # what nacl.bindings itself calls; see aegis256_into
+from nacl._sodium import lib as _lib
 
 from fedpeer.errors import LocalProtocolError, TrustError
 
@@ -80,6 +83,37 @@ def hash_(label: str, *parts: Buffer, key: bytes = b"", size: int = 32) -> bytes
         state.update(struct.pack("<Q", view.nbytes))
         state.update(view)
     return state.digest()
+
+
+class Hasher:
+    """`hash_` over parts of which the last comes in pieces: its length is known before its bytes."""
+
+    __slots__ = ("_left", "_state")
+
+    def __init__(self, label: str, *parts: Buffer, last: int) -> None:
+        person = label.encode()
+        if len(person) > 16:
+            raise LocalProtocolError(f"the label {label!r} is longer than 16 bytes")
+        self._state = hashlib.blake2b(digest_size=32, person=person.ljust(16, b"\0"))
+        for part in parts:
+            view = memoryview(part)
+            self._state.update(struct.pack("<Q", view.nbytes))
+            self._state.update(view)
+        self._state.update(struct.pack("<Q", last))
+        self._left = last
+
+    def update(self, data: Buffer) -> None:
+        """The next bytes of the last part. Raises LocalProtocolError for more than were announced."""
+        self._left -= memoryview(data).nbytes
+        if self._left < 0:
+            raise LocalProtocolError("more bytes to hash than were announced")
+        self._state.update(data)
+
+    def digest(self) -> bytes:
+        """32 bytes. Raises LocalProtocolError before the last byte has come."""
+        if self._left:
+            raise LocalProtocolError("fewer bytes to hash than were announced")
+        return self._state.digest()
 
 
 def equal(a: bytes, b: bytes) -> bool:
@@ -195,6 +229,34 @@ def chacha20_stream(seed: bytes, nonce: bytes, zeros: Buffer) -> bytes:
     """The first len(zeros) bytes of ChaCha20 (RFC 8439, counter from 1) under (seed, 96-bit nonce)."""
     sealed: bytes = sodium.crypto_aead_chacha20poly1305_ietf_encrypt(bytes(zeros), None, nonce, seed)
     return sealed[: len(zeros)]
+
+
+STREAM_BYTES: Final = 1 << 20
+"""the longest stream of one nonce"""
+STREAM_SLACK: Final = 32
+"""how many bytes behind the stream are overwritten"""
+_ZEROS: Final = bytes(STREAM_BYTES)
+
+
+def aegis256_into(seed: bytes, nonce: bytes, out: bytearray, size: int) -> None:
+    """Write the first `size` bytes of the AEGIS-256 keystream to `out`, which has STREAM_SLACK bytes more.
+
+    This is the call behind nacl.bindings.crypto_aead_aegis256_encrypt without its two copies and fresh pages, which
+    cost ten times the cipher. Sizes are checked here, as libsodium looks at none. The interpreter's lock is released.
+    """
+    if not (len(seed) == len(nonce) == 32 and 0 <= size <= STREAM_BYTES and len(out) >= size + STREAM_SLACK):
+        raise LocalProtocolError("a stream of a wrong size")
+    target = _ffi.from_buffer("unsigned char[]", out, True)
+    if _lib.crypto_aead_aegis256_encrypt(target, _ffi.NULL, _ZEROS, size, _ffi.NULL, 0, _ffi.NULL, nonce, seed) != 0:
+        raise LocalProtocolError("no stream")
+
+
+def chacha20_into(seed: bytes, nonce: bytes, out: bytearray, size: int) -> None:
+    """Write the first `size` bytes of ChaCha20 (RFC 8439, counter from 1; 96-bit nonce) to `out`, sized as above."""
+    if not (len(seed) == 32 and len(nonce) == 12 and 0 <= size <= STREAM_BYTES and len(out) >= size + STREAM_SLACK):
+        raise LocalProtocolError("a stream of a wrong size")
+    cipher = Cipher(algorithms.ChaCha20(seed, struct.pack("<I", 1) + nonce), mode=None)
+    cipher.encryptor().update_into(memoryview(_ZEROS)[:size], out)
 
 
 # the Edwards curve, for private set intersection

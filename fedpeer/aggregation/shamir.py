@@ -1,0 +1,75 @@
+"""Shamir's secret sharing over GF(2^255 − 19).
+
+Rules
+* An element is 32 bytes, little endian, below p. Whatever is not is refused, never reduced.
+* Party i holds the value of the polynomial at i + 1; the secret is its value at 0. Degree t − 1: any t shares give the
+  secret, fewer say nothing about it.
+* No chance here: the coefficients are the caller's, uniform and used once.
+
+Source: Shamir, How to share a secret, CACM 22 (1979); SA1, version 1, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from fedpeer.errors import LocalProtocolError, TrustError
+
+P: Final = 2**255 - 19
+ELEMENT_BYTES: Final = 32
+
+
+def is_element(raw: bytes) -> bool:
+    """Whether these bytes are an element: 32 of them, below p."""
+    return len(raw) == ELEMENT_BYTES and int.from_bytes(raw, "little") < P
+
+
+def split(secret: bytes, coefficients: Sequence[bytes], holders: Sequence[int]) -> list[bytes]:
+    """The share of each holder (a party's index) of secret + c_1·x + c_2·x² + …; t − 1 coefficients.
+
+    Raises LocalProtocolError for what is no element.
+    """
+    if not all(map(is_element, (secret, *coefficients))):
+        raise LocalProtocolError("a secret or coefficient that is no element")
+    polynomial = [int.from_bytes(raw, "little") for raw in (*reversed(coefficients), secret)]
+    return [_value(polynomial, holder + 1).to_bytes(ELEMENT_BYTES, "little") for holder in holders]
+
+
+def _value(polynomial: list[int], x: int) -> int:
+    """Horner, highest coefficient first. x is small, so reducing once at the end is faster than at every step."""
+    value = 0
+    for coefficient in polynomial:
+        value = value * x + coefficient
+    return value % P
+
+
+class Weights:
+    """What the shares of these holders (parties' indices, distinct) count for; made once, used for many secrets."""
+
+    __slots__ = ("_weights",)
+
+    def __init__(self, holders: Sequence[int]) -> None:
+        """Raises LocalProtocolError for no holders, or one twice."""
+        points = [holder + 1 for holder in holders]
+        if len(set(points)) != len(points) or not points or min(points) < 1:
+            raise LocalProtocolError("shares come from distinct parties")
+        product = math.prod(points)
+        self._weights = [
+            product * pow(x * math.prod(other - x for other in points if other != x), -1, P) % P for x in points
+        ]
+
+    def interpolate(self, shares: Sequence[bytes]) -> bytes:
+        """The secret (32 bytes) behind the shares of all the holders, in their order.
+
+        Raises TrustError for a share that is no element. Shares that do not belong together give some other value:
+        compare the secret with what its dealer published.
+        """
+        if len(shares) != len(self._weights):
+            raise LocalProtocolError("as many shares as holders")
+        if not all(map(is_element, shares)):
+            raise TrustError("a share that is no element of the field")
+        values = (int.from_bytes(share, "little") for share in shares)
+        total = sum(weight * value for weight, value in zip(self._weights, values, strict=True))
+        return (total % P).to_bytes(ELEMENT_BYTES, "little")
