@@ -129,11 +129,15 @@ class Step:
     say: list[tuple[Signed, int | None]] = field(default_factory=list)
     """our messages and whom they are for (None: all)"""
     work: list[Work] = field(default_factory=list)
+    drop: list[bytes] = field(default_factory=list)
+    """files that nobody needs any more, by digest"""
+    forget: list[bytes] = field(default_factory=list)
+    """instances of which nobody needs anything any more, by sid"""
     ended: list[Ended] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.keep or self.say or self.work or self.ended or self.notes)
+        return bool(self.keep or self.say or self.work or self.drop or self.forget or self.ended or self.notes)
 
 
 Status = Literal["SUM", "NOISE", "LOST", "WAITING"]
@@ -961,6 +965,8 @@ class Instance:
         step.keep[self._key("keys")] = None
         self._keys = None
         self._shares.clear()
+        step.drop += sorted(self._files - {outcome.sum_hash})
+        self._files &= {outcome.sum_hash}
 
     def _catch_up(self, step: Step) -> None:
         """Get a total that others have, if this party wants it."""
@@ -1002,6 +1008,14 @@ class Instance:
     @property
     def decided(self) -> bool:
         return self._commit.decided is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more follows here, whatever comes."""
+        outcome = self.outcome
+        return outcome is not None and (
+            outcome.aborted or self.noise or outcome.params not in self.asks or outcome.sum_hash in self._files
+        )
 
 
 _WHICH: Final[dict[str, Which]] = {"RELEASE": "s", "SHARE_B": "b"}

@@ -14,6 +14,7 @@ Source: SA1, version 1, sections 1, 8 and 9.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -39,6 +40,8 @@ class Group:
         self.asks: dict[bytes, Ask] = {}  # by params
         self.ended: dict[bytes, Ended] = {}  # by params
         self.asked_at: dict[bytes, float] = {}
+        self.wake_at = 0.0
+        """when it wants to be looked at though nothing came; at once in the beginning"""
 
     def last(self) -> Outcome | None:
         return self.instances[-1].outcome if self.instances else None
@@ -62,6 +65,8 @@ class Party:
         self._waiting: defaultdict[bytes, list[Signed]] = defaultdict(list)  # by sid, not known yet
         self._room: defaultdict[int, int] = defaultdict(int)
         self._log: set[bytes] = set()  # digests of our own messages that are on disk
+        self._reached: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)  # stage → party → (turn, k)
+        self._over: set[bytes] = set()  # forgotten
         self._forgotten: set[bytes] = set()
         """instances in which this party said what its log does not know"""
 
@@ -77,6 +82,7 @@ class Party:
             group = self._groups[ask.group] = Group(ask)
         group.asks.setdefault(ask.params, ask)
         group.asked_at.setdefault(ask.params, now)
+        group.wake_at = now
 
     def add(self, signed: Signed, *, logged: bool = False) -> None:
         """Take in a verified message. `logged`: it is ours, from our own log."""
@@ -91,37 +97,74 @@ class Party:
         instance = self._instances.get(signed.sid)
         if instance is not None:
             self._put(instance, signed)
-        elif self._room[signed.sender] + len(signed.raw) <= MAX_WAITING:
+        elif signed.sid not in self._over and self._room[signed.sender] + len(signed.raw) <= MAX_WAITING:
             self._room[signed.sender] += len(signed.raw)
             self._waiting[signed.sid].append(signed)
+            for group in self._groups.values():
+                if sid_of(self.setting.contract, group.id, len(group.instances)) == signed.sid:
+                    group.wake_at = 0.0
 
     def _put(self, instance: Instance, signed: Signed) -> None:
+        if signed.kind == "READY":
+            stage, *place = signed.message.name
+            reached = self._reached[stage]
+            reached[signed.sender] = max((place[0], place[1]), reached.get(signed.sender, (0, 0)))
         with suppress(RemoteProtocolError):  # what no honest party says
             instance.add(signed)
+        self._groups[instance.group].wake_at = 0.0
 
     def done(self, work: Work, result: Any) -> None:
         """The result of work that a step asked for."""
-        self._instances[work.sid].done(work, result)
+        if work.sid in self._instances:
+            instance = self._instances[work.sid]
+            instance.done(work, result)
+            self._groups[instance.group].wake_at = 0.0
 
     def advance(self, now: float) -> Step:
         """Everything that follows from what is here."""
         step = Step()
         self._here.debtors = set().union(*(instance.owing() for instance in self._instances.values()))
-        for group in self._groups.values():
-            self._go_on(group, now)
-            for instance in group.instances:
-                instance.advance(now, step)
-            self._close(group, now, step)
+        for group in list(self._groups.values()):
+            if group.wake_at <= now:
+                self._go_on(group)
+                for instance in group.instances:
+                    if not instance.settled:
+                        instance.advance(now, step)
+                self._close(group, now, step)
+                group.wake_at = self._next_look(group)
+        self._forget(step)
         return step
 
     def wake_at(self) -> float | None:
         """When `advance` wants to be called again though nothing came."""
-        times = [instance.wake_at() for instance in self._instances.values()]
-        for group in self._groups.values():
-            times += [at + self.setting.stall_s for params, at in group.asked_at.items() if params not in group.ended]
-        return min((time for time in times if time is not None), default=None)
+        at = min((group.wake_at for group in self._groups.values()), default=math.inf)
+        return None if at == math.inf else at
 
-    def _go_on(self, group: Group, now: float) -> None:
+    def _next_look(self, group: Group) -> float:
+        times = [at for instance in group.instances if (at := instance.wake_at()) is not None]
+        times += [at + self.setting.stall_s for params, at in group.asked_at.items() if params not in group.ended]
+        return min(times, default=math.inf)
+
+    def _forget(self, step: Step) -> None:
+        """Groups of one turn that every party has left behind, as its READYs say."""
+        floor = {
+            stage: min(reached.values())
+            for stage, reached in self._reached.items()
+            if len(reached) == self.setting.profile.n
+        }
+        for group in list(self._groups.values()):
+            names = [ask.name for ask in group.asks.values()]
+            passed = all((turn, k) < floor.get(stage, (0, 0)) for stage, turn, k in names)
+            if passed and not group.data and all(instance.settled for instance in group.instances):
+                del self._groups[group.id]
+                for instance in group.instances:
+                    del self._instances[instance.sid]
+                    self._over.add(instance.sid)
+                    step.forget.append(instance.sid)
+                    if instance.outcome is not None and instance.outcome.sum_hash:
+                        step.drop.append(instance.outcome.sum_hash)
+
+    def _go_on(self, group: Group) -> None:
         """Open the next instance of a group if the one before has ended and somebody wants another."""
         open_asks = {params: ask for params, ask in group.asks.items() if params not in group.ended}
         last = group.instances[-1] if group.instances else None

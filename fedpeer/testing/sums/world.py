@@ -29,12 +29,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeer.aggregation import names, slices, vectors, work
-from fedpeer.aggregation.instance import Ask, Ended, Setting
+from fedpeer.aggregation.instance import Ask, Ended, Setting, Step
 from fedpeer.aggregation.messages import Signed, SumName, id_of
 from fedpeer.aggregation.names import Parties, Profile
 from fedpeer.aggregation.party import Party
 from fedpeer.crypto import Buffer, Secret, SigningKey, hash_
-from fedpeer.testing.sums.disk import Disk, Full
+from fedpeer.testing.sums.disk import Disk, Full, Write
 from fedpeer.testing.sums.faults import Faults, Kill, beside, draw, in_place_of, withheld
 from fedpeer.testing.sums.observer import Instance, Said, observe
 
@@ -76,6 +76,8 @@ class End:
     status: str
     survivors: Parties
     sum_hash: bytes
+    total: bytes
+    """what the worker was given"""
 
 
 @dataclass
@@ -364,6 +366,7 @@ class World:
             self._point(node, "between two messages")
         for ended in step.ended:
             self._ended(node, ended)
+        self._clear(node, step)
         if step.say or step.ended:
             self._advance_soon(node, 0.0)
         wake = core.wake_at()
@@ -371,9 +374,23 @@ class World:
             node.wake = wake
             self.after_for(node, max(wake - self.now, 0.0) + 1e-3, lambda: self._advance_soon(node, 0.0))
 
+    def _clear(self, node: Node, step: Step) -> None:
+        """What nobody needs any more goes away, at leisure."""
+        sids, tables = set(step.forget), node.disk.tables
+        groups = {instance.group for sid, instance in self._instances().items() if sid in sids}
+        writes: list[Write] = [("files", digest, None) for digest in step.drop]
+        writes += [("asks", name, None) for name, ask in tables["asks"].items() if ask.group in groups]
+        if sids:
+            writes += [("said", key, None) for key, (signed, _) in tables["said"].items() if signed.sid in sids]
+            writes += [("heard", key, None) for key, signed in tables["heard"].items() if signed.sid in sids]
+            writes += [("gone", sid, True) for sid in step.forget]
+        if writes:
+            node.disk.write(writes)
+
     def _ended(self, node: Node, ended: Ended) -> None:
-        end = End(ended.status, frozenset(ended.survivors or ()), ended.sum_hash or b"")
         before = node.ends().get(ended.name)
+        total = before.total if before else node.disk.tables["files"].get(ended.sum_hash, b"")
+        end = End(ended.status, ended.survivors, ended.sum_hash, total)
         if before is not None:
             if before != end and self.honest(node.party):
                 raise Wrong(f"party {node.party} says of {ended.name} first {before}, then {end}")
@@ -490,6 +507,8 @@ class World:
     def _lacks(self, node: Node, letter: Letter) -> bool:
         """Whether this process still has to get it. Its own come back to it, when its disk has lost them."""
         digest, author = letter.signed.digest, self.nodes[letter.author]
+        if letter.signed.sid in node.disk.tables["gone"]:
+            return False
         if node is author:
             return self.honest(node.party) and digest not in node.disk.tables["said"]
         return (
@@ -640,10 +659,8 @@ class World:
         for party, end in ends.items():
             if len(end.survivors) < self.profile.m_min:
                 yield f"{sum_.name}: party {party} took a sum of {sorted(end.survivors)}, which are too few"
-            packed = self.nodes[party].disk.tables["files"].get(end.sum_hash, b"")
-            total = vectors.unpack(packed, W)
             exact = sum((self.vector(sum_, i) for i in end.survivors), np.zeros(D, np.uint32))
-            if not np.array_equal(total, exact):
+            if not np.array_equal(vectors.unpack(end.total, W), exact):
                 yield f"{sum_.name}: the total at party {party} is not the sum of {sorted(end.survivors)}"
 
     def _promise(self, sum_: Sum, here: list[Node], outcome: Outcome) -> None:
@@ -671,8 +688,8 @@ class World:
 
     def _instances(self) -> dict[bytes, Instance]:
         """All that can have been run, by sid."""
-        if not self._known:
-            for ask in self.asked.values():
+        if len(self._known) < 64 * len({ask.group for ask in self.asked.values()}):
+            for ask in sorted(self.asked.values(), key=lambda ask: ask.name):
                 for seq in range(64):
                     sid = names.sid_of(self.contract, ask.group, seq)
                     self._known[sid] = Instance(ask.group, seq, ask.pinned)
