@@ -40,6 +40,8 @@ class Group:
         self.asks: dict[bytes, Ask] = {}  # by params
         self.ended: dict[bytes, Ended] = {}  # by params
         self.asked_at: dict[bytes, float] = {}
+        self.owing: set[int] = set()
+        """parties whose secrets its instances wait for"""
         self.wake_at = 0.0
         """when it wants to be looked at though nothing came; at once in the beginning"""
 
@@ -123,7 +125,7 @@ class Party:
     def advance(self, now: float) -> Step:
         """Everything that follows from what is here."""
         step = Step()
-        self._here.debtors = set().union(*(instance.owing() for instance in self._instances.values()))
+        self._here.debtors = set().union(*(group.owing for group in self._groups.values()))
         for group in list(self._groups.values()):
             if group.wake_at <= now:
                 self._go_on(group)
@@ -211,6 +213,7 @@ class Party:
 
     def _close(self, group: Group, now: float, step: Step) -> None:
         """Tell how sums ended."""
+        group.owing = set().union(*(instance.owing() for instance in group.instances))
         for instance in group.instances:
             found, outcome = instance.result(), instance.outcome
             if found is not None and outcome is not None and outcome.params in group.asks:
