@@ -128,12 +128,14 @@ class Party:
         self._here.debtors = set().union(*(group.owing for group in self._groups.values()))
         for group in list(self._groups.values()):
             if group.wake_at <= now:
+                going_on = [instance for instance in group.instances if instance.outcome is None]
                 self._go_on(group)
                 for instance in group.instances:
                     if not instance.settled:
                         instance.advance(now, step)
                 self._close(group, now, step)
-                group.wake_at = self._next_look(group)
+                over = any(instance.outcome is not None for instance in going_on)
+                group.wake_at = now if over else self._next_look(group)  # an end lets the next begin
         self._forget(step)
         return step
 
