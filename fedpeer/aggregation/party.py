@@ -123,6 +123,7 @@ class Party:
     def advance(self, now: float) -> Step:
         """Everything that follows from what is here."""
         step = Step()
+        self._here.debtors = set().union(*(instance.owing() for instance in self._instances.values()))
         for group in list(self._groups.values()):
             if group.wake_at <= now:
                 self._go_on(group)
@@ -211,8 +212,6 @@ class Party:
     def _close(self, group: Group, now: float, step: Step) -> None:
         """Tell how sums ended."""
         for instance in group.instances:
-            self._here.debtors |= instance.owing() if instance.outcome is None else frozenset()
-            self._here.debtors -= instance.owing() if instance.outcome is not None else frozenset()
             found, outcome = instance.result(), instance.outcome
             if found is not None and outcome is not None and outcome.params in group.asks:
                 self._end(group, outcome.params, step, "SUM", *found)
