@@ -105,6 +105,7 @@ class Daemon:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.mesh.run)
+                await nursery.start(self.aggregation.run)
                 await nursery.start(self.jobs.run)
                 task_status.started()
         finally:

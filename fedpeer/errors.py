@@ -150,6 +150,30 @@ class SumError(JobError):
     code = "sum"
 
 
+class SumIsNoise(SumError):
+    """What was unmasked is no sum: a participant had another history or parameters, or broke the protocol."""
+
+    code = "sum_is_noise"
+
+
+class SumLost(SumError):
+    """The survivors of a sum were decided, but somebody never showed what is needed to finish it."""
+
+    code = "sum_lost"
+
+
+class SurvivorsChanged(SumError):
+    """A participant that was in the first sum of a group is away; over the others it would tell that one's values."""
+
+    code = "survivors_changed"
+
+
+class BelowQuorum(SumError):
+    """Too few participants were there for too long."""
+
+    code = "below_quorum"
+
+
 class PeerAbsent(JobError):
     """A peer that the job needs did not answer within the contract's rules."""
 

@@ -149,12 +149,15 @@ class Store:
         while self._committed:
             self._committed.popleft()()
 
-    async def put_file(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Keep bytes as a file, durably; its name, the digest, is returned. The same bytes are kept once."""
-        return await self._run(lambda: self.put_file_now(data))
+    async def put_file(self, data: bytes | bytearray | memoryview, name: bytes | None = None) -> bytes:
+        """Keep bytes as a file, durably; its name, the digest, is returned. The same bytes are kept once.
 
-    def put_file_now(self, data: bytes | bytearray | memoryview) -> bytes:
-        digest = hash_("fp.file", data)
+        `name` is the digest by which others know these bytes, if it is not hash_("fp.file", data).
+        """
+        return await self._run(lambda: self.put_file_now(data, name))
+
+    def put_file_now(self, data: bytes | bytearray | memoryview, name: bytes | None = None) -> bytes:
+        digest = hash_("fp.file", data) if name is None else name
         path = self.path_of(digest)
         if path.exists():
             return digest

@@ -1,97 +1,60 @@
-"""Sums and agreed values of stages, the daemon's side: does what `attempt.Sum` says, with records, blobs and files.
+"""Secure sums of stages, the daemon's side: drives a `Party` for each contract and set of parties.
 
 Rules
-* Persist before you send: a masked vector's file is on disk, and its offer and its record are one transaction, before
-  anything of it leaves.
-* The first vector asked for a sum is the only one: its hash is kept with the first key. Another vector, history or
-  parameters for the same (contract, stage, turn, k) is NotDeterministic, before anything is sent.
-* Asked again, a sum is finished from what is on disk: a masked vector is never made again under another key for an
-  attempt that has one. The caller's journal answers what was decided.
-* When all parties have published something for a later place of the stage, everybody is done with what is before it:
-  its records and files go, and are refused when they come again. What is left goes with the scope.
+* A step's messages and secrets are one transaction; only then is anything sent, and work begun. Our own messages are
+  records of the mesh, and so the log: after a restart the Party is made again from them and from the kept secrets.
+* Secrets are sealed on disk with a key of this peer's identity.
+* The first vector asked for a sum is the only one: its hash is kept. Another vector, history or parameters for the
+  same (contract, stage, turn, k) is NotDeterministic, before anything is sent.
+* Arithmetic runs in threads, a step at a time for each Party. A Party lives until the contract's scope is closed: the
+  others may need this peer's votes and shares after its own stage has ended.
 
-Two transfers are all of it: key records one way and back, then masked vectors to everybody (n − 1 times 3 bytes an
-element sent by each; owners that each add up a slice replace this).
+Source: SA1, version 1, section 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final
 
-import msgspec
 import numpy as np
 import trio
 
 from fedpeer import codec
-from fedpeer.aggregation import masks
-from fedpeer.aggregation.attempt import (
-    MAX_ATTEMPTS,
-    Begin,
-    Collect,
-    Held,
-    Mask,
-    MaskedRecord,
-    Part,
-    Place,
-    Slot,
-    Sum,
-    floor,
-    proposer,
+from fedpeer.aggregation import slices, vectors
+from fedpeer.aggregation.agreed import Agreed
+from fedpeer.aggregation.instance import Ask, Ended, Setting, Step
+from fedpeer.aggregation.messages import Signed, SumName, parse
+from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash, profile
+from fedpeer.aggregation.party import Party
+from fedpeer.aggregation.request import Request, Terms, Total
+from fedpeer.aggregation.vectors import Vector
+from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, Work, perform
+from fedpeer.crypto import Aead, Buffer, hash_, random_bytes
+from fedpeer.errors import (
+    BelowQuorum,
+    LocalProtocolError,
+    NotDeterministic,
+    RemoteProtocolError,
+    SumError,
+    SumIsNoise,
+    SumLost,
+    SurvivorsChanged,
+    TrustError,
 )
-from fedpeer.aggregation.keys import u32
-from fedpeer.aggregation.masks import Vector
-from fedpeer.crypto import Secret, equal, hash_
-from fedpeer.errors import FedpeerError, NotDeterministic, RemoteProtocolError, SumError
 from fedpeer.events import Events
-from fedpeer.identity import Identity
+from fedpeer.identity import Card, Identity
+from fedpeer.mesh.records import Record
+from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Schema, Store, Transaction
 
-INLINE_BYTES: Final = 32 * 1024
-_KINDS: Final = ("key", "masked", "agreed")
-
-
-class Records(Protocol):
-    """What the aggregation needs of the mesh (mesh.service.Mesh has it)."""
-
-    def publish(self, tx: Transaction, scope: bytes, kind: str, slot: str, body: bytes) -> None: ...
-
-    def discard(self, tx: Transaction, scope: bytes, kind: str, slot: str) -> None: ...
-
-    def find(self, scope: bytes, kind: str, slot: str, sender: str) -> bytes | None: ...
-
-    def held(self, scope: bytes, kind: str) -> Held: ...
-
-    def changed(self, scope: bytes) -> Awaitable[None]: ...
-
-    def refuse(self, scope: bytes, predicate: Callable[[Any], bool]) -> None: ...
-
-    def offer(self, tx: Transaction, scope: bytes, digest: bytes, size: int) -> None: ...
-
-    def withdraw(self, tx: Transaction, scope: bytes, digest: bytes) -> None: ...
-
-    def fetch(self, scope: bytes, digest: bytes, size: int, holders: Sequence[str]) -> Awaitable[Path]: ...
-
-    def name_of(self, peer: str) -> str: ...
-
-
-class AgreedRecord(codec.Record, frozen=True):
-    """Kind "agreed": the proposer's value, here or as a blob (label ‖ value) of this digest and size."""
-
-    value: bytes | None
-    digest: Annotated[bytes, msgspec.Meta(max_length=32)]
-    size: Annotated[int, msgspec.Meta(ge=0)]
-
-
-@dataclass(frozen=True)
-class Total:
-    """A decided sum: `values` mod 2^24 (uint32), and the ids of the peers that are in it, in the contract's order."""
-
-    values: Vector
-    survivors: list[str]
+KIND: Final = "sa1"
+WIDTH: Final = 24
+BITS: Final = 16
+_NONCE_BYTES: Final = 12
 
 
 class Aggregation:
@@ -102,14 +65,20 @@ class Aggregation:
             "aggregation",
             [
                 "CREATE TABLE aggregation_sum (contract BLOB NOT NULL, stage TEXT NOT NULL, turn INTEGER NOT NULL,"
-                " k INTEGER NOT NULL, asked BLOB NOT NULL, PRIMARY KEY (contract, stage, turn, k)) WITHOUT ROWID"
+                " k INTEGER NOT NULL, asked BLOB NOT NULL, PRIMARY KEY (contract, stage, turn, k)) WITHOUT ROWID",
+                """
+                CREATE TABLE aggregation_party (root BLOB PRIMARY KEY, contract BLOB NOT NULL, parties BLOB NOT NULL,
+                    profile TEXT NOT NULL, min_parties INTEGER NOT NULL, stall_s REAL NOT NULL);
+                CREATE TABLE aggregation_secret (root BLOB NOT NULL, key BLOB NOT NULL, sealed BLOB NOT NULL,
+                    PRIMARY KEY (root, key)) WITHOUT ROWID
+                """,
             ],
         )
     ]
 
     def __init__(
         self,
-        mesh: Records,
+        mesh: Mesh,
         store: Store,
         identity: Identity,
         *,
@@ -117,253 +86,346 @@ class Aggregation:
         events: Events,
         log: Any,
     ) -> None:
-        self._mesh, self._store, self._me = mesh, store, identity.id
-        self._run, self._events, self._log = run_in_thread, events, log
-        self._floors: dict[bytes, dict[str, Place]] = {}  # contract → stage → where all parties are
+        self.mesh, self.store, self.identity = mesh, store, identity
+        self.run_in_thread, self.events, self.log = run_in_thread, events, log
+        self.seal = Aead(identity.sealing.reveal())
+        self._agreed = Agreed(mesh, store, identity.id, run_in_thread)
+        self._drivers: dict[bytes, _Driver] = {}
+        self._nursery: trio.Nursery | None = None
+        mesh.seal(KIND, _verify)
 
-    async def sum(
-        self,
-        contract: bytes,
-        parties: Sequence[str],
-        stage: str,
-        turn: int,
-        k: int,
-        vector: Vector,
-        params: bytes,
-        history: bytes,
-    ) -> Total:
-        """The sum of the vectors of all `parties` (peer ids, this one among them), mod 2^24; waits for all of them.
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part in the sums of all open contracts until cancelled. Started when those of the last run go on."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            rows = await self.store.read(
+                lambda tx: tx.all("SELECT contract, parties, profile, min_parties, stall_s FROM aggregation_party")
+            )
+            for contract, parties, name, min_parties, stall_s in rows:
+                await self._driver(contract, codec.decode(parties), Terms(name, min_parties, stall_s))
+            task_status.started()
+            await trio.sleep_forever()
 
-        `vector`: uint32 below 2^24, of one length at all parties; `params`: any bytes that must be equal everywhere
-        (layout, tag, declaration); `history`: 32 bytes, likewise. Nobody learns more than the total.
-        Raises SumError (fewer than three parties, a peer whose history, parameters, key or vector does not fit),
+    async def sum(self, contract: bytes, parties: Sequence[str], terms: Terms, request: Request) -> Total:
+        """The sum of the vectors of those `parties` (peer ids, this one among them) that survive, mod 2^24.
+
+        Raises SumError (fewer than three parties; noise, lost, or waited for too long, naming the parties),
         NotDeterministic (asked before with another vector).
         """
-        masks.check(vector)
-        vector = np.ascontiguousarray(vector)
-        slot = Slot(stage, turn, k)
-        one = Sum(
-            contract,
-            slot,
-            parties,
-            self._me,
-            history,
-            hash_("fp.sa1.prm", params),
-            len(vector),
-            self._mesh.name_of,
+        driver = await self._driver(contract, parties, terms)
+        asked = await self.run_in_thread(
+            lambda: hash_("fp.sa1.asked", request.history, request.params, np.ascontiguousarray(request.vector).data)
         )
-        self._refuse_finished(contract)
-        asked = await self._run(
-            lambda: hash_("fp.sa1.asked", history, params, *(party.encode() for party in parties), vector.data)
-        )
-        await self._store.write(lambda tx: _ask_once(tx, contract, slot, asked))
-        while True:
-            match one.next(self._mesh.held(contract, "key"), self._mesh.held(contract, "masked")):
-                case Begin(attempt):
-                    if attempt:
-                        self._log.info("sum_repeated", stage=stage, turn=turn, k=k, attempt=attempt)
-                    await self._publish(
-                        contract, "key", slot._replace(attempt=attempt), one.begin(attempt, Secret.random())
-                    )
-                case Mask() as step:
-                    await self._mask(contract, slot, vector, step)
-                case Collect() as step:
-                    total = await self._collect(contract, len(vector), step)
-                    self._events.publish(
-                        f"job:{contract.hex()}", "sum", stage=stage, turn=turn, k=k, attempt=step.attempt
-                    )
-                    await self._clean(contract, parties, stage)
-                    return Total(total, list(parties))
-                case _:
-                    await self._mesh.changed(contract)
+        await self.store.write(lambda tx: _ask_once(tx, contract, request, asked))
+        return await driver.sum(request)
 
     async def agree(self, contract: bytes, parties: Sequence[str], stage: str, turn: int, k: int, mine: bytes) -> bytes:
-        """One party's bytes for all, chosen by (contract, stage, turn, k); the caller compares them with `mine`.
-
-        The first value that was proposed stays. Raises RemoteProtocolError for a value far larger than `mine`.
-        """
-        slot = Slot(stage, turn, k)
-        leader = proposer(contract, slot, parties)
-        self._refuse_finished(contract)
-        if leader == self._me and self._mesh.find(contract, "agreed", str(slot), leader) is None:
-            await self._propose(contract, slot, mine)
-        while (body := self._mesh.find(contract, "agreed", str(slot), leader)) is None:
-            await self._mesh.changed(contract)
-        value = await self._agreed(contract, slot, leader, body, limit=2 * len(mine) + INLINE_BYTES)
-        await self._clean(contract, parties, stage)
-        return value
+        """One party's bytes for all (aggregation.agreed)."""
+        return await self._agreed.agree(contract, parties, stage, turn, k, mine)
 
     def forget(self, tx: Transaction, contract: bytes) -> None:
-        """The contract is over: its rows go. Records, offers and files go with the scope."""
+        """The contract's scope is closed: nobody needs anything of its sums any more."""
         tx.execute("DELETE FROM aggregation_sum WHERE contract = ?", (contract,))
+        tx.execute(
+            "DELETE FROM aggregation_secret WHERE root IN (SELECT root FROM aggregation_party WHERE contract = ?)",
+            (contract,),
+        )
+        tx.execute("DELETE FROM aggregation_party WHERE contract = ?", (contract,))
         tx.after_commit(partial(self._forgotten, contract))
 
     def _forgotten(self, contract: bytes) -> None:
-        self._floors.pop(contract, None)
+        for root, driver in list(self._drivers.items()):
+            if driver.contract == contract:
+                driver.scope.cancel()
+                del self._drivers[root]
 
-    # sums
-
-    async def _publish(
-        self, contract: bytes, kind: str, slot: Slot, body: bytes, blob: tuple[bytes, int] | None = None
-    ) -> None:
-        """One transaction, then it may leave."""
-
-        def publish(tx: Transaction) -> None:
-            if blob is not None:
-                self._mesh.offer(tx, contract, *blob)
-            self._mesh.publish(tx, contract, kind, str(slot), body)
-
-        await self._store.write(publish)
-
-    async def _mask(self, contract: bytes, slot: Slot, vector: Vector, step: Mask) -> None:
-        masked = await self._run(lambda: masks.mask(vector, step.masks, step.label))
-        digest = await self._store.put_file(masked)
-        body = codec.encode(MaskedRecord(step.context, digest, len(masked)))
-        await self._publish(contract, "masked", slot._replace(attempt=step.attempt), body, (digest, len(masked)))
-
-    async def _collect(self, contract: bytes, count: int, step: Collect) -> Vector:
-        paths = await self._fetch(contract, step.parts)
-
-        def add_up() -> Vector:
-            total = np.zeros(count, np.uint32)
-            for part, path in zip(step.parts, paths, strict=True):
-                try:
-                    with path.open("rb") as file:
-                        masks.add(total, file, part.label)
-                except SumError as error:
-                    name = self._mesh.name_of(part.party)
-                    raise SumError(f"{name}: {error.message}", peer=part.party) from None
-            return total
-
-        return await self._run(add_up)
-
-    async def _fetch(self, contract: bytes, parts: Sequence[Part]) -> list[Path]:
-        """The files of all parts, in order, fetched side by side."""
-        paths = {part.party: self._store.path_of(part.digest) for part in parts}
-        failures: list[FedpeerError] = []
-
-        async def fetch(part: Part) -> None:
+    async def _driver(self, contract: bytes, parties: Sequence[str], terms: Terms) -> _Driver:
+        root = hash_("fp.sa1.who", contract, *(party.encode() for party in parties))
+        if root not in self._drivers:
+            if len(parties) < MIN_PARTIES:
+                raise SumError(
+                    f"a secure sum over {len(parties)} parties would show one what the others have",
+                    hint=f"a stage with sums needs at least {MIN_PARTIES} participants",
+                )
+            name = terms.profile if len(parties) > MIN_PARTIES else "crash"
             try:
-                paths[part.party] = await self._mesh.fetch(contract, part.digest, part.size, [part.party])
-            except FedpeerError as error:
-                failures.append(error)
-                nursery.cancel_scope.cancel()
+                numbers = profile(len(parties), name, min_parties=terms.min_parties)
+            except LocalProtocolError as error:
+                raise SumError(error.message) from None
+            row = (root, contract, codec.encode(list(parties)), terms.profile, terms.min_parties, terms.stall_s)
+            driver = self._drivers[root] = _Driver(self, contract, root, parties, numbers, terms.stall_s)
+            await self.store.write(
+                lambda tx: tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?)", row)
+            )
+            assert self._nursery is not None, "sums begin when run() has started"
+            self._nursery.start_soon(driver.run)
+        return self._drivers[root]
 
-        async with trio.open_nursery() as nursery:
-            for part in parts:
-                if part.party != self._me:
-                    nursery.start_soon(fetch, part)
-        if failures:
-            raise failures[0]
-        return list(paths.values())
 
-    # agreed values
+class _Driver:
+    """Does what the Party of one contract and set of parties says."""
 
-    async def _propose(self, contract: bytes, slot: Slot, mine: bytes) -> None:
-        if len(mine) <= INLINE_BYTES:
-            await self._publish(contract, "agreed", slot, codec.encode(AgreedRecord(mine, b"", 0)))
-            return
-        labelled = _agreed_label(contract, slot) + mine
-        digest = await self._store.put_file(labelled)
-        body = codec.encode(AgreedRecord(None, digest, len(labelled)))
-        await self._publish(contract, "agreed", slot, body, (digest, len(labelled)))
+    def __init__(
+        self,
+        aggregation: Aggregation,
+        contract: bytes,
+        root: bytes,
+        parties: Sequence[str],
+        numbers: Profile,
+        stall_s: float,
+    ) -> None:
+        self.contract, self.root, self.parties = contract, root, list(parties)
+        self.scope = trio.CancelScope()
+        self._aggregation, self._mesh, self._store = aggregation, aggregation.mesh, aggregation.store
+        self._numbers, self._stall_s = numbers, stall_s
+        self._me = self.parties.index(aggregation.identity.id)
+        self._prefix = root.hex()[:16] + "/"
+        self._position = 0
+        self._bell = trio.Event()
+        self._asks: list[Ask] = []
+        self._results: list[tuple[Work, Any]] = []
+        self._vectors: dict[SumName, Vector] = {}
+        self._paths: dict[bytes, Path] = {}
+        self._ended: dict[SumName, Ended] = {}
+        self._told = trio.Event()
 
-    async def _agreed(self, contract: bytes, slot: Slot, leader: str, body: bytes, *, limit: int) -> bytes:
-        name = self._mesh.name_of(leader)
+    async def sum(self, request: Request) -> Total:
+        group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
+        params = params_hash(
+            codec.encode(
+                [
+                    1,
+                    list(request.name),
+                    request.params,
+                    WIDTH,
+                    BITS,
+                    "aegis256",
+                    *vars(self._numbers).values(),
+                    request.group,
+                ]
+            )
+        )
+        ask = Ask(
+            request.name,
+            group,
+            request.history,
+            request.turn_history,
+            params,
+            len(request.vector),
+            request.used,
+            WIDTH,
+            BITS,
+            data=request.group == "data",
+        )
+        self._vectors[request.name] = request.vector
+        self._asks.append(ask)
+        self._ring()
+        while (ended := self._ended.get(request.name)) is None:
+            await self._told.wait()
+        self._vectors.pop(request.name, None)
+        if ended.status != "SUM":
+            raise self._failure(request, ended)
+        path = self._path(ended.sum_hash)
+        values = await self._aggregation.run_in_thread(lambda: vectors.unpack(path.read_bytes(), WIDTH))
+        return Total(values, [self.parties[party] for party in sorted(ended.survivors)])
+
+    def _failure(self, request: Request, ended: Ended) -> SumError:
+        names = ", ".join(self._mesh.name_of(self.parties[party]) for party in sorted(ended.parties))
+        what = f"sum {request.k} of turn {request.turn} of stage {request.stage!r}"
+        if ended.status == "NOISE":
+            return SumIsNoise(
+                f"{what} is noise: a participant had another history or other parameters, or broke the protocol"
+            )
+        if ended.status == "LOST":
+            return SumLost(f"{what} is lost: {names} did not show what is needed to finish it in {self._stall_s:.0f} s")
+        if request.group == "data" and ended.parties:
+            return SurvivorsChanged(
+                f"{what} waited {self._stall_s:.0f} s for {names}: over other participants it would tell their values",
+                hint="submit a new contract without them; each operator sees what the difference would tell",
+            )
+        return BelowQuorum(f"{what} waited {self._stall_s:.0f} s: too few participants were there; missing: {names}")
+
+    # the loop
+
+    async def run(self) -> None:
+        """Until the contract is forgotten."""
+        with self.scope:
+            kept = await self._store.read(self._unseal)
+            setting = Setting(
+                self.root,
+                self._numbers,
+                self._me,
+                [self._key_of(party) for party in self.parties],
+                stall_s=self._stall_s,
+                name_of=lambda party: self._mesh.name_of(self.parties[party]),
+            )
+            party = Party(setting, self._aggregation.identity.signing, random_bytes, kept)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                first = True
+                while True:
+                    self._bell = trio.Event()
+                    self._take_in(party, logged=first)
+                    first = False
+                    now = trio.current_time()
+                    step = await self._aggregation.run_in_thread(lambda now=now: party.advance(now))  # type: ignore[misc]
+                    if step:
+                        await self._carry_out(party, step, nursery)
+                    elif not self._bell.is_set():
+                        at = party.wake_at()
+                        with trio.move_on_at(trio.current_time() + 3600 if at is None else at):
+                            await self._bell.wait()
+
+    async def _watch(self) -> None:
+        with suppress(LocalProtocolError):  # the scope was closed
+            while True:
+                await self._mesh.changed(self.contract)
+                self._ring()
+
+    def _ring(self) -> None:
+        self._bell.set()
+
+    def _key_of(self, peer: str) -> bytes:
+        card = self._mesh.card if peer == self._mesh.me else self._mesh.roster.get(peer)
+        return card.body.signing if card is not None else bytes(32)
+
+    def _take_in(self, party: Party, *, logged: bool) -> None:
+        """What came since the last look. `logged`: what is here of ours is our log of the last run."""
+        now = trio.current_time()
+        new, self._position = self._mesh.since(self.contract, KIND, self._position)
+        for sender, slot, body in new:
+            if slot.startswith(self._prefix):
+                signed = parse(body)
+                if signed.sender < len(self.parties) and self.parties[signed.sender] == sender:
+                    party.add(signed, logged=logged and sender == self._mesh.me)
+        asks, self._asks = self._asks, []
+        for ask in asks:
+            party.ask(ask, now)
+        results, self._results = self._results, []
+        for work, result in results:
+            party.done(work, result)
+
+    async def _carry_out(self, party: Party, step: Step, nursery: trio.Nursery) -> None:
+        await self._store.write(lambda tx: self._commit(tx, step))
+        for signed, _ in step.say:
+            party.add(signed, logged=True)
+        for work in step.work:
+            nursery.start_soon(self._do, work)
+        for ended in step.ended:
+            self._ended[ended.name] = ended
+        if step.ended:
+            self._told.set()
+            self._told = trio.Event()
+        for note in step.notes:
+            facts = {"sid": note.sid.hex()[:16], "step": note.step, **note.facts}
+            self._aggregation.events.publish(f"job:{self.contract.hex()}", "sum", **facts)
+
+    def _commit(self, tx: Transaction, step: Step) -> None:
+        for key, raw in step.keep.items():
+            if raw is None:
+                tx.execute("DELETE FROM aggregation_secret WHERE root = ? AND key = ?", (self.root, key))
+            else:
+                nonce = random_bytes(_NONCE_BYTES)
+                sealed = nonce + self._aggregation.seal.seal(nonce, raw, self.root + key)
+                tx.execute("INSERT OR REPLACE INTO aggregation_secret VALUES (?, ?, ?)", (self.root, key, sealed))
+        for signed, to in step.say:
+            for digest in _files_of(signed):
+                path = self._store.path_of(digest)
+                if path.exists():
+                    self._mesh.offer(tx, self.contract, digest, path.stat().st_size)
+            peer = "" if to is None or to == self._me else self.parties[to]
+            self._mesh.publish(tx, self.contract, KIND, _slot(self._prefix, signed), signed.raw, to=peer)
+        for digest in step.drop:
+            self._mesh.withdraw(tx, self.contract, digest)
+        for sid in step.forget:
+            self._mesh.discard_under(tx, self.contract, KIND, f"{self._prefix}{sid.hex()[:16]}/")
+
+    def _unseal(self, tx: Transaction) -> dict[bytes, bytes]:
+        rows = tx.all("SELECT key, sealed FROM aggregation_secret WHERE root = ?", (self.root,))
+        return {
+            key: self._aggregation.seal.open(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], self.root + key)
+            for key, sealed in rows
+        }
+
+    # work
+
+    async def _do(self, work: Work) -> None:
         try:
-            record = codec.decode_as(AgreedRecord, body)
-        except RemoteProtocolError as error:
-            raise RemoteProtocolError(f"{name} proposed what is {error.message}", peer=leader) from None
-        if record.value is not None:
-            return record.value
-        label = _agreed_label(contract, slot)
-        if not len(label) < record.size <= limit:
-            raise RemoteProtocolError(
-                f"{name} proposed a value of {record.size} bytes, far from the size of ours", peer=leader
-            )
-        path = self._store.path_of(record.digest)
-        if leader != self._me:
-            path = await self._mesh.fetch(contract, record.digest, record.size, [leader])
-        data = await self._run(path.read_bytes)
-        if not equal(data[: len(label)], label):
-            raise RemoteProtocolError(f"{name} proposed bytes that belong to something else", peer=leader)
-        return data[len(label) :]
-
-    # what is finished everywhere
-
-    def _refuse_finished(self, contract: bytes) -> None:
-        """From now on, drop records of sums that are over, and of no sum at all."""
-        if contract in self._floors:
+            match work:
+                case Mask():
+                    vector = self._vectors[work.name]
+                    result: Any = await self._aggregation.run_in_thread(lambda: perform(work, self, vector))
+                case Add() | Unmask():
+                    result = await self._aggregation.run_in_thread(lambda: perform(work, self))
+                case Fetch():
+                    result = await self._fetch(work.digest, work.nbytes, [work.party], _digest_of(work))
+                case FetchTotal():
+                    result = await self._fetch(work.sum_hash, work.nbytes, work.holders, slices.sum_hash)
+        except TrustError as error:
+            self._aggregation.log.warning("sum_file_refused", reason=error.message)
             return
-        floors: dict[str, Place] = {}
+        except LocalProtocolError:
+            return  # the scope was closed
+        self._results.append((work, result))
+        self._ring()
 
-        def finished(record: Any) -> bool:
-            if record.kind not in _KINDS:
-                return False
-            slot = Slot.parse(record.slot)
-            return slot is None or slot.attempt >= MAX_ATTEMPTS or slot.place < floors.get(slot.stage, (0, 0))
+    async def _fetch(self, digest: bytes, nbytes: int, holders: Sequence[int], digest_of: Callable[..., bytes]) -> bool:
+        if not self._store.path_of(digest).exists():
+            peers = [self.parties[party] for party in holders]
+            self._paths[digest] = await self._mesh.fetch(self.contract, digest, nbytes, peers, digest_of=digest_of)
+        return True
 
-        self._mesh.refuse(contract, finished)
-        self._floors[contract] = floors
+    def _path(self, digest: bytes) -> Path:
+        return self._paths.get(digest) or self._store.path_of(digest)
 
-    async def _clean(self, contract: bytes, parties: Sequence[str], stage: str) -> None:
-        """Discard what lies before the place that all parties have reached."""
-        held = {kind: self._mesh.held(contract, kind) for kind in _KINDS}
-        place = floor(parties, stage, [*held["key"], *held["agreed"]])
-        floors = self._floors.get(contract, {})  # none: forgotten meanwhile
-        if place is None or place == floors.get(stage):
-            return
-        floors[stage] = place
-        slots: set[tuple[str, str]] = set()
-        blobs: dict[bool, set[bytes]] = {True: set(), False: set()}
-        for kind, records in held.items():
-            for (text, _), body in records.items():
-                slot = Slot.parse(text)
-                over = slot is None or (slot.stage == stage and slot.place < place)
-                if over:
-                    slots.add((kind, text))
-                blobs[over].add(_blob(kind, body))
+    def read(self, digest: bytes) -> Buffer:
+        """work.Files"""
+        return self._path(digest).read_bytes()
 
-        def discard(tx: Transaction) -> None:
-            for kind, text in sorted(slots):
-                self._mesh.discard(tx, contract, kind, text)
-            for digest in sorted(blobs[True] - blobs[False] - {b""}):
-                self._mesh.withdraw(tx, contract, digest)
-            tx.execute(
-                "DELETE FROM aggregation_sum WHERE contract = ? AND stage = ? AND (turn, k) < (?, ?)",
-                (contract, stage, *place),
-            )
-
-        if slots:
-            await self._store.write(discard)
+    def write(self, digest: bytes, data: Buffer) -> None:
+        """work.Files"""
+        self._store.put_file_now(data, digest)
 
 
-def _ask_once(tx: Transaction, contract: bytes, slot: Slot, asked: bytes) -> None:
-    row = tx.one(
-        "SELECT asked FROM aggregation_sum WHERE contract = ? AND stage = ? AND turn = ? AND k = ?",
-        (contract, *slot[:3]),
-    )
+def _digest_of(work: Fetch) -> Callable[..., bytes]:
+    if work.what == "chunk":
+        return partial(slices.chunk_digest, work.ctx, work.party, work.chunk)
+    return partial(slices.sum_digest, work.ctx, work.chunk)
+
+
+def _slot(prefix: str, signed: Signed) -> str:
+    """The record's slot: each distinct message has its own; whether two contradict is the aggregation's to see."""
+    return f"{prefix}{signed.sid.hex()[:16]}/{signed.kind}/{signed.digest.hex()}"
+
+
+def _files_of(signed: Signed) -> list[bytes]:
+    """What others may fetch once this is said."""
+    match signed.kind:
+        case "SCATTER" | "SUM":
+            return [signed.message.digest]
+        case "FINAL" if signed.message.status == 0:
+            return [signed.message.sum_hash]
+    return []
+
+
+def _verify(record: Record, card: Card) -> None:
+    """What the mesh asks before it keeps or passes on a message of a sum."""
+    signed = parse(record.body)
+    prefix = record.slot[:17]
+    if prefix[16:] != "/" or record.slot != _slot(prefix, signed):
+        raise RemoteProtocolError("a message of a sum under another name")
+    if record.to and signed.kind not in ("SHARE", "SCATTER"):
+        raise RemoteProtocolError("a message for all that was addressed to one")
+    signed.verify(card.body.signing)
+
+
+def _ask_once(tx: Transaction, contract: bytes, request: Request, asked: bytes) -> None:
+    place = (contract, request.stage, request.turn, request.k)
+    row = tx.one("SELECT asked FROM aggregation_sum WHERE contract = ? AND stage = ? AND turn = ? AND k = ?", place)
     if row is None:
-        tx.execute("INSERT INTO aggregation_sum VALUES (?, ?, ?, ?, ?)", (contract, *slot[:3], asked))
+        tx.execute("INSERT INTO aggregation_sum VALUES (?, ?, ?, ?, ?)", (*place, asked))
     elif row[0] != asked:
         raise NotDeterministic(
-            f"sum {slot.k} of turn {slot.turn} of stage {slot.stage!r} was asked again with other values",
+            f"sum {request.k} of turn {request.turn} of stage {request.stage!r} was asked again with other values",
             hint="in a stage, chance comes from peers.random and values from its inputs and from peers only",
         )
-
-
-def _agreed_label(contract: bytes, slot: Slot) -> bytes:
-    return hash_("fp.sa1.agreed", contract, slot.stage.encode(), u32(slot.turn), u32(slot.k))
-
-
-def _blob(kind: str, body: bytes) -> bytes:
-    """The digest of the blob that a record names; nothing for a record without one."""
-    try:
-        match kind:
-            case "masked":
-                return codec.decode_as(MaskedRecord, body).digest
-            case "agreed":
-                return codec.decode_as(AgreedRecord, body).digest
-    except RemoteProtocolError:
-        pass
-    return b""

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fedpeer import codec
+from fedpeer.aggregation.request import Request
 from fedpeer.crypto import hash_, random_bytes
 from fedpeer.errors import (
     DataError,
@@ -33,7 +34,7 @@ from fedpeer.governance.gate import Gate
 from fedpeer.jobs import checkpoint
 from fedpeer.jobs.checkpoint import Kept
 from fedpeer.secure import fixedpoint
-from fedpeer.stage import KINDS, Stage
+from fedpeer.stage import KINDS, Stage, Sum
 from fedpeer.store import INLINE_BYTES, RunInThread, Store, Transaction
 from fedpeer.worker import protocol as ask
 
@@ -72,7 +73,7 @@ class Delivery(Protocol):
 class Together(Protocol):
     """What the participants decide together (jobs.service wires it to the aggregation and to agreed records)."""
 
-    async def sum(self, stage: str, turn: int, k: int, vector: Any, params: bytes, history: bytes) -> Any: ...
+    async def sum(self, request: Request) -> Any: ...
 
     async def agree(self, stage: str, turn: int, k: int, mine: bytes) -> bytes: ...
 
@@ -112,7 +113,7 @@ class Execution:
         self.gate = Gate(stage, self.roles, me)
         self.declaration = stage.declaration_hash()
         self.turn = self.k = self.common = 0
-        self.history = b""
+        self.history = self.turn_history = b""
         self.saved_turn, self.saved_history = -1, b""
 
     async def run(self, inputs: Sequence[tuple[str, str, Any]]) -> tuple[Outputs, bytes]:
@@ -232,7 +233,21 @@ class Execution:
         asked = await self._work(size, lambda: hash_("fp.sum", params, vector.data))
         payload = await self._journaled(turn, k, "sum", asked)
         if payload is None:
-            total = await self.together.sum(self.stage_id, turn, common, vector, params, self.history)
+            declared = self.stage.messages[request.tag]
+            assert isinstance(declared, Sum), "the gate lets nothing else pass"
+            total = await self.together.sum(
+                Request(
+                    self.stage_id,
+                    turn,
+                    common,
+                    vector,
+                    fixedpoint.used(request.layout),
+                    params,
+                    self.history,
+                    self.turn_history,
+                    declared.group,
+                )
+            )
             alias_of = {peer: alias for alias, peer in self.peer_of.items()}
             payload = await self._join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
             await self._journal(turn, k, "sum", asked, payload)
@@ -279,6 +294,7 @@ class Execution:
 
     def _at(self, turn: int, history: bytes) -> None:
         self.turn, self.k, self.common, self.history = turn, 0, 0, history
+        self.turn_history = history
         self.gate.turn(turn)
 
     def _next_place(self) -> tuple[int, int]:

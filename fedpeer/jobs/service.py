@@ -27,7 +27,8 @@ import pyarrow as pa
 import trio
 
 from fedpeer import artifact, codec, stage
-from fedpeer.aggregation.service import Aggregation, Total
+from fedpeer.aggregation.request import Request, Terms, Total
+from fedpeer.aggregation.service import Aggregation
 from fedpeer.crypto import random_bytes
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import (
@@ -442,7 +443,6 @@ class Jobs:
             if error is not None and error is job.failure and not refused:
                 self._mesh.publish(tx, job.id, lifecycle.ABORT, "", codec.encode(lifecycle.abort_of(error)))
             self._mesh.publish(tx, job.id, lifecycle.ENDED, "", codec.encode(ended))
-            self._aggregation.forget(tx, job.id)
             return checkpoint.drop(tx, job.id), archive.unpin_snapshots(tx, job.id)
 
         with trio.CancelScope(shield=True):  # nothing else runs for it any more; one commit, and the files after it
@@ -478,6 +478,7 @@ class Jobs:
 
         def close(tx: Transaction) -> None:
             self._mesh.say_farewell(tx, job.id, lifecycle.ENDED, until=until, now=self._seconds())
+            self._aggregation.forget(tx, job.id)
             self._mesh.close_scope(tx, job.id)
             archive.close(tx, job.id)
             for old in surplus:
@@ -589,7 +590,7 @@ class Jobs:
             job.view.me,
             store=self._store,
             mesh=self._mesh,
-            together=_Together(self._aggregation, job.id, [peer_of[alias] for alias in role_of]),
+            together=_Together(self._aggregation, job, [peer_of[alias] for alias in role_of]),
             start_worker=self._start_worker,
             say=lambda event, **facts: self._say(job, event, facts),
             restarts=job.contract.rules.restarts,
@@ -766,11 +767,13 @@ class Jobs:
 class _Together:
     """Sums and agreed values of one stage, among those who have a role in it."""
 
-    def __init__(self, aggregation: Aggregation, contract_id: bytes, parties: Sequence[str]) -> None:
-        self._aggregation, self._contract, self._parties = aggregation, contract_id, list(parties)
+    def __init__(self, aggregation: Aggregation, job: _Job, parties: Sequence[str]) -> None:
+        rules = job.contract.rules
+        self._aggregation, self._contract, self._parties = aggregation, job.id, list(parties)
+        self._terms = Terms(rules.profile, rules.min_parties, rules.stall_s)
 
-    async def sum(self, stage_id: str, turn: int, k: int, vector: Any, params: bytes, history: bytes) -> Total:
-        return await self._aggregation.sum(self._contract, self._parties, stage_id, turn, k, vector, params, history)
+    async def sum(self, request: Request) -> Total:
+        return await self._aggregation.sum(self._contract, self._parties, self._terms, request)
 
     async def agree(self, stage_id: str, turn: int, k: int, mine: bytes) -> bytes:
         return await self._aggregation.agree(self._contract, self._parties, stage_id, turn, k, mine)

@@ -8,6 +8,8 @@ Rules
   the partial file is the offset at which the next session, or the next start of the daemon, goes on.
 * A file has its final name only when all of it is on disk and has the digest. A partial file that has not (a disk that
   lost power, a holder that lies) is thrown away.
+* What we fetch for somebody who has no path to its holder passes through a file of its own, which nobody verifies here
+  and which is removed when it was handed on, or given up. It is never longer than was asked for.
 * Files are removed after the commit that made them needless; `mesh_garbage` remembers them in case of a crash between.
 """
 
@@ -16,7 +18,9 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +29,8 @@ from fedpeer.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from fedpeer.store import Schema, Store, Transaction
 
 MAX_BLOB: Final = 1 << 32
+DigestOf = Callable[[memoryview], bytes]
+_DIGEST_OF: Final[DigestOf] = partial(hash_, "fp.file")
 
 SCHEMA = Schema(
     "mesh.blobs",
@@ -77,12 +83,22 @@ class Fetched:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "fetched"
+        self.passing = folder / "passing"
+        self._numbers = count()
+
+    def passage(self, digest: bytes, size: int, offset: int) -> Incoming:
+        """A file that passes through from this offset on."""
+        path = self.passing / str(next(self._numbers))
+        incoming = Incoming(path, digest, size, passing=True)
+        incoming.begin_at(offset)
+        return incoming
 
     def path_of(self, scope: bytes, digest: bytes) -> Path:
         return self.folder / scope.hex() / digest.hex()
 
     def sweep(self, scopes: Collection[bytes]) -> None:
         """At the start: remove the folders of scopes that are closed."""
+        shutil.rmtree(self.passing, ignore_errors=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)
         names = {scope.hex() for scope in scopes}
         for folder in self.folder.iterdir():
@@ -97,12 +113,18 @@ class Fetched:
 
 
 class Incoming:
-    """One file on its way to us. `offset` is where the next piece belongs."""
+    """One file on its way to us, or through us. `offset` is where the next piece belongs.
 
-    def __init__(self, path: Path, digest: bytes, size: int) -> None:
+    `digest_of` gives the digest of the whole.
+    """
+
+    def __init__(
+        self, path: Path, digest: bytes, size: int, digest_of: DigestOf = _DIGEST_OF, *, passing: bool = False
+    ) -> None:
         if not 0 <= size <= MAX_BLOB:
             raise LocalProtocolError(f"a blob of {size} bytes where at most {MAX_BLOB} are allowed")
-        self.path, self.digest, self.size = path, digest, size
+        self.path, self.digest, self.size, self.passing = path, digest, size, passing
+        self._digest_of = digest_of
         self._part = path.with_suffix(".part")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,7 +139,9 @@ class Incoming:
         """Take the piece if it is the next one of this file. Raises RemoteProtocolError for one too long."""
         if digest != self.digest or offset != self.offset:
             return False  # the rest of a transfer that was given up
-        if offset + len(piece) > self.size:
+        if self.passing:
+            piece = piece[: self.size - offset]  # who asked may have named another size than the holder's
+        elif offset + len(piece) > self.size:
             raise RemoteProtocolError("a blob longer than it was said to be")
         try:
             while piece:
@@ -137,9 +161,9 @@ class Incoming:
         try:
             if self.size:
                 with mmap.mmap(self._file, self.size, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-                    digest = hash_("fp.file", view)
+                    digest = self._digest_of(view)
             else:
-                digest = hash_("fp.file", b"")
+                digest = self._digest_of(memoryview(b""))
             if digest != self.digest:
                 self.restart()
                 return False
@@ -155,8 +179,17 @@ class Incoming:
         return True
 
     def restart(self) -> None:
-        os.ftruncate(self._file, 0)
-        self.offset = 0
+        self.begin_at(0)
+
+    def begin_at(self, offset: int) -> None:
+        os.ftruncate(self._file, offset)
+        self.offset = offset
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Some of the bytes that are here from this offset on."""
+        return os.pread(self._file, max(0, min(size, self.offset - offset)), offset)
 
     def close(self) -> None:
         os.close(self._file)
+        if self.passing:
+            self._part.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
     channel           payload                           header
     ("hello",)        Hello                             -            the first message of a session, once each way
-    ("sync",)         Sync                              -            "of this scope I hold these"
-    ("records",)      a signed record (records.py)      -
+    ("sync",)         Sync, or nothing                  -, or Near   "of this scope I hold these", "connected to me are"
+    ("records",)      a record (records.py)             -
     ("acks",)         Ack                               -
     ("wants",)        Want                              -
     ("mail", scope)   a small letter, or nothing        LetterHead   in the order they were posted
@@ -11,6 +11,10 @@
 
 Rules
 * Nothing is looked at before the other side's Hello is here, and nothing is sent before that but the own Hello.
+* Near and Sync share a channel: who reads a Sync has read what was said before it of the connections of its sender.
+* Before a scope is open over there, nothing is said of it but the contract, and that when the answer to a Sync was a
+  Near that says "not open here".
+* A set of peers of a scope is a bitmap over its sorted audience (gossip.py); so nobody else can be named.
 * Letters of a scope flow only after the other side's Sync for it: it says that the scope is open there, which records
   it lacks, and from which letter on. So a new session needs no memory of the last one.
 * Which of two sessions with one peer stays is decided by both sides alike: see `Claim.replaces`.
@@ -32,6 +36,7 @@ CHUNK_BYTES: Final = 60_000
 SYNC_DIGESTS: Final = 512
 """digests in one Sync; a longer list goes in parts"""
 DIGEST_BYTES: Final = 32
+MAX_AUDIENCE: Final = 256
 MAX_STAGES: Final = 256
 """streams of letters, for one scope and sender"""
 GONE: Final = -1
@@ -41,6 +46,7 @@ Scope = Annotated[bytes, msgspec.Meta(min_length=1, max_length=32)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 StageId = Annotated[str, msgspec.Meta(pattern="^[!-~]{1,64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Bits = Annotated[bytes, msgspec.Meta(max_length=MAX_AUDIENCE // 8)]
 
 HELLO, SYNC, RECORDS, ACKS, WANTS = ("hello",), ("sync",), ("records",), ("acks",), ("wants",)
 
@@ -53,8 +59,18 @@ class Hello(codec.Record, frozen=True):
     """how many sessions with the receiver have ended there since then"""
 
 
+class Near(codec.Record, frozen=True):
+    scope: Scope
+    open: bool
+    """False: it is not open at the sender, or not any more"""
+    peers: Bits
+    """to whom of its audience the sender is connected, with the scope open over there"""
+
+
 class Sync(codec.Record, frozen=True):
     scope: Scope
+    of: Bits
+    """of these senders everything is asked for; none: of all, but for what they can tell themselves"""
     received: Annotated[list[tuple[StageId, Count]], msgspec.Meta(max_length=MAX_STAGES)]
     """of the receiver's letters of each stage, those before this number are on the sender's disk"""
     digests: Annotated[bytes, msgspec.Meta(max_length=SYNC_DIGESTS * DIGEST_BYTES)]
@@ -72,6 +88,10 @@ class Want(codec.Record, frozen=True):
     scope: Scope
     digest: Digest
     offset: Count
+    size: Count
+    """of the whole file, as its asker knows it"""
+    holder: Annotated[str, msgspec.Meta(max_length=64)]
+    """who has it; empty: the receiver of this"""
 
 
 class Chunk(codec.Record, frozen=True):

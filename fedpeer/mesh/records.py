@@ -4,6 +4,9 @@ Rules
 * A scope is one contract: who may hear and say something in it. It is opened and closed by ourselves only.
 * A record is the canonical bytes of `Record` and its sender's signature over exactly those bytes. The signed bytes are
   kept and passed on as received, so anybody of the audience can hand on what anybody said.
+* A *sealed* record has no signature behind it: its body is signed in a form of its own. What follows the encoding is
+  the signature, or nothing, so the two forms cannot be taken for each other.
+* A *directed* record is for one peer of the audience (`to`). Who only passes it on keeps it, and does not show it.
 * The first record in a slot stays. A different one by the same sender is kept once as evidence of equivocation.
 * Of a closed scope one record of ours may stay, the farewell: it is told to whoever of the audience still asks, for
   the others cannot know that everybody has heard everything.
@@ -12,7 +15,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -21,14 +24,13 @@ import msgspec
 from fedpeer import codec
 from fedpeer.crypto import SIGNATURE_BYTES, SigningKey, hash_, verify
 from fedpeer.errors import LocalProtocolError, RemoteProtocolError
-from fedpeer.mesh.messages import Scope
+from fedpeer.mesh.messages import MAX_AUDIENCE, Scope
 from fedpeer.store import Schema, Transaction
 
 MAX_BODY: Final = 64_000
 MAX_RECORDS: Final = 4096
 MAX_BYTES: Final = 16 << 20
 MAX_EVIDENCE: Final = 16
-MAX_AUDIENCE: Final = 256
 
 SCHEMA = Schema(
     "mesh.records",
@@ -50,23 +52,30 @@ class Record(codec.Record, frozen=True):
     slot: Annotated[str, msgspec.Meta(max_length=128)]
     sender: Annotated[str, msgspec.Meta(max_length=64)]
     body: Annotated[bytes, msgspec.Meta(max_length=MAX_BODY)]
+    to: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """the one peer it is for; empty: the whole audience"""
 
 
 @dataclass(frozen=True)
 class Signed:
-    """A record with the bytes it came in: canonical encoding, then the signature. `digest` is of the former."""
+    """A record with the bytes it came in: canonical encoding, then the signature if it is not sealed.
+
+    `digest` is of the former.
+    """
 
     record: Record
     raw: bytes
     digest: bytes
+    signature: bytes
+    """empty: the record is sealed"""
 
     @property
     def key(self) -> tuple[str, str, str]:
         return self.record.kind, self.record.slot, self.record.sender
 
     def verify(self, public: bytes) -> None:
-        """Raises TrustError unless its sender, who has this key, said it."""
-        verify(public, "record", self.raw[:-SIGNATURE_BYTES], self.raw[-SIGNATURE_BYTES:])
+        """Raises TrustError unless its sender, who has this key, said it. Of a sealed record it cannot be said here."""
+        verify(public, "record", self.raw[:-SIGNATURE_BYTES], self.signature)
 
 
 def sign(key: SigningKey, record: Record) -> Signed:
@@ -74,44 +83,93 @@ def sign(key: SigningKey, record: Record) -> Signed:
     return parse(body + key.sign("record", body))
 
 
+def seal(record: Record) -> Signed:
+    """A record whose body is signed in a form of its own."""
+    return parse(codec.encode(record))
+
+
 def parse(raw: codec.Buffer) -> Signed:
     """A record and its signature, which is not looked at yet. Raises RemoteProtocolError."""
     raw = bytes(raw)
-    if len(raw) <= SIGNATURE_BYTES:
-        raise RemoteProtocolError("not a signed record")
-    statement = raw[:-SIGNATURE_BYTES]
-    return Signed(codec.decode_as(Record, statement), raw, hash_("fp.record", statement))
+    try:
+        return Signed(codec.decode_as(Record, raw), raw, hash_("fp.record", raw), b"")
+    except RemoteProtocolError:
+        if len(raw) <= SIGNATURE_BYTES:
+            raise
+    statement, signature = raw[:-SIGNATURE_BYTES], raw[-SIGNATURE_BYTES:]
+    return Signed(codec.decode_as(Record, statement), raw, hash_("fp.record", statement), signature)
 
 
 class Shelf:
-    """The records of one scope, in memory."""
+    """The records of one scope, in memory: those for `me` to read, and those that are only passed on."""
 
-    def __init__(self) -> None:
+    def __init__(self, me: str = "") -> None:
+        self._me = me
         self._by_kind: dict[str, dict[tuple[str, str], Signed]] = {}
+        self._feeds: dict[str, dict[int, Signed]] = {}  # of each kind, in the order they came, by number
+        self._ends: dict[str, int] = {}  # the next number of each kind
+        self._numbers: dict[bytes, int] = {}  # by digest
+        self._passed: dict[tuple[str, str, str], Signed] = {}
 
     def __iter__(self) -> Iterator[Signed]:
         for shelf in self._by_kind.values():
             yield from shelf.values()
+        yield from self._passed.values()
+
+    def directed(self) -> list[Signed]:
+        """What we have for one other peer only."""
+        return [signed for signed in self if signed.record.to not in ("", self._me)]
 
     def add(self, signed: Signed) -> bool:
         """Put it there unless the slot is taken; whether it was added."""
         record = signed.record
-        kind = self._by_kind.setdefault(record.kind, {})
-        if (record.slot, record.sender) in kind:
+        if self.get(*signed.key) is not None:
             return False
-        kind[record.slot, record.sender] = signed
+        if record.to not in ("", self._me) and record.sender != self._me:
+            self._passed[signed.key] = signed
+            return True
+        self._by_kind.setdefault(record.kind, {})[record.slot, record.sender] = signed
+        number = self._ends.get(record.kind, 0)
+        self._feeds.setdefault(record.kind, {})[number] = signed
+        self._ends[record.kind], self._numbers[signed.digest] = number + 1, number
         return True
 
     def get(self, kind: str, slot: str, sender: str) -> Signed | None:
+        """The record of this slot, also one that is only passed on."""
+        return self._by_kind.get(kind, {}).get((slot, sender)) or self._passed.get((kind, slot, sender))
+
+    def read(self, kind: str, slot: str, sender: str) -> Signed | None:
+        """The record of this slot if it is for us, or ours."""
         return self._by_kind.get(kind, {}).get((slot, sender))
+
+    def since(self, kind: str, position: int) -> tuple[list[Signed], int]:
+        """What was added of a kind after this position (0: all that is here), and the position now."""
+        new: list[Signed] = []
+        feed = self._feeds.get(kind, {})
+        for number in reversed(feed):
+            if number < position:
+                break
+            new.append(feed[number])
+        return new[::-1], self._ends.get(kind, 0)
+
+    def of_kind(self, kind: str) -> list[Signed]:
+        return list(self._by_kind.get(kind, {}).values())
 
     def bodies(self, kind: str) -> dict[tuple[str, str], bytes]:
         return {key: signed.record.body for key, signed in self._by_kind.get(kind, {}).items()}
 
     def discard(self, kind: str, slot: str) -> None:
+        self._drop(kind, lambda text: text == slot)
+
+    def discard_under(self, kind: str, prefix: str) -> None:
+        self._drop(kind, lambda text: text.startswith(prefix))
+
+    def _drop(self, kind: str, which: Callable[[str], bool]) -> None:
         shelf = self._by_kind.get(kind, {})
-        for key in [key for key in shelf if key[0] == slot]:
-            del shelf[key]
+        for key in [key for key in shelf if which(key[0])]:
+            del self._feeds[kind][self._numbers.pop(shelf.pop(key).digest)]
+        for passed in [key for key in self._passed if key[0] == kind and which(key[1])]:
+            del self._passed[passed]
 
     def missing(self, known: Collection[bytes]) -> list[Signed]:
         """What somebody who holds the records of these digests lacks."""
@@ -153,7 +211,7 @@ def keep(tx: Transaction, signed: Signed) -> Literal["new", "same", "evidence", 
             return "dropped"
         tx.execute("INSERT INTO mesh_record VALUES (?, ?, ?, ?, ?)", (*place, signed.raw))
         return "new"
-    if row[0][:-SIGNATURE_BYTES] == signed.raw[:-SIGNATURE_BYTES]:  # Ed25519 has more than one signature of a statement
+    if parse(row[0]).digest == signed.digest:  # Ed25519 has more than one signature of a statement
         return "same"
     (count,) = tx.one("SELECT COUNT(*) FROM mesh_evidence WHERE scope = ? AND sender = ?", (place[0], place[3]))
     if count >= MAX_EVIDENCE:
@@ -165,6 +223,12 @@ def keep(tx: Transaction, signed: Signed) -> Literal["new", "same", "evidence", 
 def discard(tx: Transaction, scope: bytes, kind: str, slot: str) -> None:
     """Forget all senders' records of this slot."""
     tx.execute("DELETE FROM mesh_record WHERE scope = ? AND kind = ? AND slot = ?", (scope, kind, slot))
+
+
+def discard_under(tx: Transaction, scope: bytes, kind: str, prefix: str) -> None:
+    """Forget all senders' records of this kind whose slot begins so."""
+    where = "scope = ? AND kind = ? AND substr(slot, 1, ?) = ?"
+    tx.execute(f"DELETE FROM mesh_record WHERE {where}", (scope, kind, len(prefix), prefix))  # noqa: S608 - constant
 
 
 def say_farewell(tx: Transaction, scope: bytes, kind: str, sender: str, until: int, now: int) -> None:
@@ -183,9 +247,9 @@ def farewell(tx: Transaction, scope: bytes, peer: str) -> Signed | None:
     return parse(row[1]) if row is not None and peer in codec.decode(row[0]) else None
 
 
-def load(tx: Transaction) -> dict[bytes, tuple[list[str], Shelf]]:
+def load(tx: Transaction, me: str) -> dict[bytes, tuple[list[str], Shelf]]:
     """Every open scope: its audience and its records."""
-    scopes = {scope: (codec.decode(raw), Shelf()) for scope, raw in tx.all("SELECT scope, audience FROM mesh_scope")}
+    scopes = {scope: (codec.decode(raw), Shelf(me)) for scope, raw in tx.all("SELECT scope, audience FROM mesh_scope")}
     for scope, raw in tx.all("SELECT scope, raw FROM mesh_record"):
         scopes[scope][1].add(parse(raw))
     return scopes

@@ -39,10 +39,12 @@ from fedpeer.errors import (
 )
 from fedpeer.events import Events
 from fedpeer.identity import Card, Identity
-from fedpeer.mesh import blobs, mail, records, roster
-from fedpeer.mesh.blobs import Fetched, Incoming
+from fedpeer.mesh import blobs, gossip, mail, records, roster
+from fedpeer.mesh.blobs import DigestOf, Fetched, Incoming
 from fedpeer.mesh.door import Door, pause
+from fedpeer.mesh.gossip import Neighbours
 from fedpeer.mesh.mail import Mail, Place
+from fedpeer.mesh.messages import MAX_AUDIENCE, Near
 from fedpeer.mesh.records import Record, Shelf, Signed
 from fedpeer.mesh.roster import PeerView, Roster
 from fedpeer.mesh.session.service import Bell, Session, read_file
@@ -54,16 +56,21 @@ DIAL_S: Final = 5.0
 SECOND_DIALLER_S: Final = 0.5
 """how long the peer with the greater id leaves the first dial to the other, when both can dial"""
 PULL_AGAIN_S: Final = 0.2
+SUSPECT_S: Final = 5.0
+"""how long a file is not asked for, when over every relay a wrong one came"""
 CONTRACT: Final = "contract"
 """the one kind of record that is listened to before its scope is open"""
+
+Verify = Callable[[Record, Card], None]
 
 
 class Scope:
     """An open scope in memory."""
 
-    def __init__(self, audience: Sequence[str], shelf: Shelf) -> None:
+    def __init__(self, me: str, audience: Sequence[str], shelf: Shelf) -> None:
         self.audience = tuple(audience)
         self.shelf = shelf
+        self.neighbours = Neighbours(me, self.audience)
         self.added = Bell()
         self.refusals: list[Callable[[Record], bool]] = []
         self.outbox: defaultdict[str, Bell] = defaultdict(Bell)
@@ -108,6 +115,9 @@ class Mesh:
         self.sessions: dict[str, Session] = {}
         self.connections = Bell()
         self.room = Bell()
+        self.considered: set[bytes] = set()
+        """scopes whose contract is here, and perhaps about to open them"""
+        self.fetched = Fetched(store.folder)
         self._identity, self._network, self._listen = identity, network, listen
         self._events, self._log = events, log
         self._random = random or Random()  # noqa: S311 - spreads dials in time
@@ -117,17 +127,19 @@ class Mesh:
         self._ended: dict[str, tuple[int, int]] = {}
         self._since: dict[str, str] = {}
         self._errors: dict[str, str] = {}
-        self._fetched = Fetched(store.folder)
+        self._seals: dict[str, Verify] = {}
+        self._losses = Bell()
         self.roster: Roster
         self.scopes: dict[bytes, Scope]
         store.write_now(self._load)
 
     def _load(self, tx: Transaction) -> None:
         self.roster = Roster(self.card, roster.load(tx))
-        self.scopes = {scope: Scope(audience, shelf) for scope, (audience, shelf) in records.load(tx).items()}
+        loaded = records.load(tx, self.me)
+        self.scopes = {scope: Scope(self.me, audience, shelf) for scope, (audience, shelf) in loaded.items()}
         self.waiting = mail.Waiting(tx)
         blobs.sweep(tx, self.store)
-        self._fetched.sweep(self.scopes)
+        self.fetched.sweep(self.scopes)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, dial and converse until cancelled. Started when it listens. ConfigError for an address in use."""
@@ -142,6 +154,8 @@ class Mesh:
                     nursery.start_soon(self._accept, listener)
                 for card in self.roster:
                     self._start_dialling(card.id)
+                nursery.start_soon(self._ask_after_losses)
+                nursery.start_soon(self._look_around)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
@@ -304,6 +318,7 @@ class Mesh:
                 session.end("another session with this peer stays")
                 return False
             old.end("a newer session took its place")
+            self._lost(peer)
         self.sessions[peer] = session
         self._since[peer] = _now()
         self._errors.pop(peer, None)
@@ -312,9 +327,6 @@ class Mesh:
         self.connections.ring()
         for scope, opened in self.scopes.items():
             if peer in opened.audience:
-                proposal = opened.shelf.get(CONTRACT, "", self.me)
-                if proposal is not None:  # it was away when this was proposed: the scope may not be open there yet
-                    session.push(proposal)
                 session.sync(scope)
         return True
 
@@ -327,6 +339,7 @@ class Mesh:
             del self.sessions[peer]
             self.epochs[peer] += 1
             self._errors[peer] = session.reason
+            self._lost(peer)
             self._publish(peer, "peer_disconnected", session.reason)
             self.connections.ring()
         elif peer not in self.sessions:
@@ -404,14 +417,17 @@ class Mesh:
         tx.after_commit(partial(self._closed, scope))
 
     def _opened(self, scope: bytes, audience: Sequence[str]) -> None:
-        opened = self.scopes[scope] = Scope(audience, Shelf())
+        opened = self.scopes[scope] = Scope(self.me, audience, Shelf(self.me))
+        for session in self._audience(opened):
+            if (bits := session.near(scope)) is not None:
+                opened.neighbours.meet(session.peer, bits)
         for session in self._audience(opened):
             session.sync(scope)
 
     def _closed(self, scope: bytes) -> None:
         opened = self.scopes.pop(scope, None)
         self.waiting.close(scope)
-        self._fetched.close(scope)
+        self.fetched.close(scope)
         if opened is not None:
             opened.wake()
             for session in self._audience(opened):
@@ -428,21 +444,107 @@ class Mesh:
             raise LocalProtocolError("this scope is not open")
         return opened
 
+    # neighbours
+
+    def near(self, scope: bytes) -> Near:
+        """What we say of our connections in a scope."""
+        opened = self.scopes.get(scope)
+        return Near(scope, True, opened.neighbours.bits()) if opened is not None else Near(scope, False, b"")
+
+    def met(self, session: Session, scope: bytes, bits: bytes) -> None:
+        """Over there the scope is open, and these are the neighbours of that peer."""
+        opened, peer = self.scopes.get(scope), session.peer
+        if opened is None or peer not in opened.audience or self.sessions.get(peer) is not session:
+            return
+        new, gained = opened.neighbours.meet(peer, bits)
+        if new:
+            self._tell_near(scope, opened)
+        else:  # a new one is told in answer to its Sync
+            for signed in opened.shelf.directed() if gained else ():
+                if peer in opened.neighbours.detours(signed.record, gained):
+                    session.push(signed)
+        self.connections.ring()
+
+    def not_open(self, session: Session, scope: bytes) -> None:
+        """A peer answered that the scope is not open there: it is told the contract."""
+        opened = self.scopes.get(scope)
+        if opened is not None and session.peer in opened.audience and self.sessions.get(session.peer) is session:
+            opened.neighbours.unopened.add(session.peer)
+            for signed in opened.shelf.of_kind(CONTRACT):
+                session.push(signed)
+
+    def closed(self, session: Session, scope: bytes) -> None:
+        """A peer has closed the scope: it said all that it had to say."""
+        opened = self.scopes.get(scope)
+        if opened is not None and self.sessions.get(session.peer) is session and opened.neighbours.part(session.peer):
+            self._tell_near(scope, opened)
+
+    def _lost(self, peer: str) -> None:
+        """The session with a peer is over: what it said may have been missed."""
+        for scope, opened in self.scopes.items():
+            if opened.neighbours.part(peer):
+                opened.neighbours.lost.add(peer)
+                self._tell_near(scope, opened)
+        self._losses.ring()
+
+    def _tell_near(self, scope: bytes, opened: Scope) -> None:
+        for peer in opened.neighbours:
+            self.sessions[peer].tell_near(scope)
+
+    async def _ask_after_losses(self) -> None:
+        while True:
+            ticket = self._losses.ticket
+            for scope, opened in self.scopes.items():
+                neighbours = opened.neighbours
+                lost = neighbours.lost.difference(neighbours)
+                neighbours.lost.clear()
+                detours = [(s, p) for s in opened.shelf.directed() for p in neighbours.detours(s.record, lost)]
+                for signed, peer in detours:
+                    self.sessions[peer].push(signed)
+                if lost:
+                    for peer in neighbours:
+                        self.sessions[peer].ask(scope, gossip.bits_of(opened.audience, lost))
+            await ticket.wait()
+            await trio.sleep(gossip.PAUSE_S)
+
+    async def _look_around(self) -> None:
+        """Once in a while ask one neighbour for everything: some signer may hold back what it should say itself."""
+        turn = self._random.randrange(MAX_AUDIENCE)
+        while True:
+            await trio.sleep(gossip.LOOK_S * (0.5 + self._random.random()))
+            turn += 1
+            for scope, opened in self.scopes.items():
+                if neighbours := sorted(opened.neighbours):
+                    everyone = gossip.bits_of(opened.audience, opened.audience)
+                    self.sessions[neighbours[turn % len(neighbours)]].ask(scope, everyone)
+
     # records
 
-    def publish(self, tx: Transaction, scope: bytes, kind: str, slot: str, body: bytes) -> None:
-        """Sign a statement, keep it and tell the audience after the commit. The same again is nothing.
+    def seal(self, kind: str, verify: Verify) -> None:
+        """Records of this kind are signed in their body: they get no other signature, and are taken in no other form.
 
-        Raises LocalProtocolError for other bytes in a slot of ours, a scope that is not open, too large a body, and
-        beyond the caps of records.py.
+        `verify(record, card)` raises TrustError or RemoteProtocolError unless the peer of that card signed the body
+        *and* with it all the rest: scope, kind, slot, sender and to; else who passes the record on could change them.
+        Call it before `run`, and before records of this kind are published.
         """
+        self._seals[kind] = verify
+
+    def publish(self, tx: Transaction, scope: bytes, kind: str, slot: str, body: bytes, *, to: str = "") -> None:
+        """Sign a statement, keep it and tell the audience, or one peer of it, after the commit. Again is nothing.
+
+        Raises LocalProtocolError for other bytes in a slot of ours, a scope that is not open, an addressee that is no
+        other peer of it, too large a body, and beyond the caps of records.py.
+        """
+        record = Record(scope, kind, slot, self.me, bytes(body), to)
+        if to and (to == self.me or to not in (records.audience_of(tx, scope) or ())):
+            raise LocalProtocolError(f"{self.name_of(to)} is not another peer of this scope")
         try:
-            signed = records.sign(self._identity.signing, Record(scope, kind, slot, self.me, bytes(body)))
+            signed = records.seal(record) if kind in self._seals else records.sign(self._identity.signing, record)
         except RemoteProtocolError as error:
             raise LocalProtocolError(f"this cannot be a record: {error.message}") from None
         outcome = records.keep(tx, signed)
         if outcome == "new":
-            tx.after_commit(partial(self._added, signed, push=True))
+            tx.after_commit(partial(self._added, signed, None))
         elif outcome != "same":
             raise LocalProtocolError(
                 f"another {kind} record of ours is in slot {slot!r}, or the scope is closed or full"
@@ -453,15 +555,31 @@ class Mesh:
         records.discard(tx, scope, kind, slot)
         tx.after_commit(partial(self._discarded, scope, kind, slot))
 
+    def discard_under(self, tx: Transaction, scope: bytes, kind: str, prefix: str) -> None:
+        """Forget all senders' records of a kind whose slot begins so. They come back unless `refuse` says no."""
+        records.discard_under(tx, scope, kind, prefix)
+        tx.after_commit(partial(self._discarded_under, scope, kind, prefix))
+
     def find(self, scope: bytes, kind: str, slot: str, sender: str) -> bytes | None:
-        """The body of a record that is here."""
+        """The body of a record that is here, for us or of ours."""
         opened = self.scopes.get(scope)
-        signed = opened.shelf.get(kind, slot, sender) if opened else None
+        signed = opened.shelf.read(kind, slot, sender) if opened else None
         return signed.record.body if signed else None
 
     def held(self, scope: bytes, kind: str) -> dict[tuple[str, str], bytes]:
         """All records of a kind that are here: (slot, sender) → body."""
         return self.scopes[scope].shelf.bodies(kind) if scope in self.scopes else {}
+
+    def since(self, scope: bytes, kind: str, position: int) -> tuple[list[tuple[str, str, bytes]], int]:
+        """(sender, slot, body) of the records of a kind that came after this position, in order, and the new position.
+
+        At position 0: all that are here, after a restart in any order. A position is void after a restart. What was
+        discarded is not among them; what only passes through here never is.
+        """
+        if scope not in self.scopes:
+            return [], position
+        new, position = self.scopes[scope].shelf.since(kind, position)
+        return [(signed.record.sender, signed.record.slot, signed.record.body) for signed in new], position
 
     def changed(self, scope: bytes) -> Awaitable[None]:
         """Wait until a record is added to the scope after this call was made, or the scope is closed."""
@@ -479,22 +597,22 @@ class Mesh:
         if card is None:
             return
         if record.scope not in self.scopes:
-            if record.kind != CONTRACT or record.sender != session.peer or self.on_unknown_scope is None:
+            if record.kind != CONTRACT or record.to or self.on_unknown_scope is None:
                 return
-            _verified(signed, card)
+            self._verify(signed, card)
             await self._ask_about(record)
         opened = self.scopes.get(record.scope)
-        if opened is None or not {record.sender, session.peer} <= set(opened.audience):
+        if opened is None or not {record.sender, session.peer, record.to or self.me} <= set(opened.audience):
             return
         held = opened.shelf.get(*signed.key)
         if (held is not None and held.digest == signed.digest) or any(no(record) for no in opened.refusals):
             return
-        _verified(signed, card)
+        self._verify(signed, card)
 
         def commit(tx: Transaction) -> str:
             outcome = records.keep(tx, signed)
             if outcome == "new":
-                tx.after_commit(partial(self._added, signed, push=False))
+                tx.after_commit(partial(self._added, signed, session.peer))
             return outcome
 
         if await self.store.write(commit) == "evidence":
@@ -509,21 +627,45 @@ class Mesh:
         if scope in self.scopes:
             self.scopes[scope].shelf.discard(kind, slot)
 
+    def _discarded_under(self, scope: bytes, kind: str, prefix: str) -> None:
+        if scope in self.scopes:
+            self.scopes[scope].shelf.discard_under(kind, prefix)
+
+    def _verify(self, signed: Signed, card: Card) -> None:
+        """Raises RemoteProtocolError unless this peer said it, in the form of its kind."""
+        verify = self._seals.get(signed.record.kind)
+        try:
+            if (verify is None) == (not signed.signature):
+                raise RemoteProtocolError(f"a {signed.record.kind} record in another form than those of its kind have")
+            if verify is None:
+                signed.verify(card.body.signing)
+            else:
+                verify(signed.record, card)
+        except TrustError as error:
+            raise RemoteProtocolError(error.message) from None
+
     async def _ask_about(self, record: Record) -> None:
         assert self.on_unknown_scope is not None
+        self.considered.add(record.scope)
         try:
             await self.on_unknown_scope(record)
         except StoreError:
             raise
         except Exception:
             self._log.exception("contract_not_considered", peer=self.name_of(record.sender))
+        finally:
+            self.considered.discard(record.scope)
 
-    def _added(self, signed: Signed, *, push: bool) -> None:
+    def _added(self, signed: Signed, source: str | None) -> None:
+        """A record is kept: pass it on. It came from `source`, or is ours."""
         opened = self.scopes.get(signed.record.scope)
         if opened is not None and opened.shelf.add(signed):
             opened.added.ring()
-            for session in self._audience(opened) if push else ():
-                session.push(signed)
+            receivers = opened.neighbours.receivers(signed.record, source)
+            if signed.record.kind == CONTRACT:
+                receivers += opened.neighbours.unopened - {source}
+            for peer in receivers:
+                self.sessions[peer].push(signed)
 
     # mail
 
@@ -562,10 +704,10 @@ class Mesh:
                 continue
             seq, digest, body = row
             try:
-                content = read_file(self._fetched.path_of(contract, digest)) if digest else body
+                content = read_file(self.fetched.path_of(contract, digest)) if digest else body
             except OSError as error:
                 self._scope(contract)  # closed meanwhile
-                raise StoreError(f"{self._fetched.path_of(contract, digest)}: {error.strerror}") from None
+                raise StoreError(f"{self.fetched.path_of(contract, digest)}: {error.strerror}") from None
             return mail.unpack(place._replace(seq=seq), content)
 
     def take(self, tx: Transaction, contract: bytes, stage: str, sender: str, letter: Mail) -> None:
@@ -577,7 +719,7 @@ class Mesh:
         if contract in self.scopes:
             self.waiting.add(contract, sender, -1, -size)
         if digest:
-            self._fetched.remove(contract, digest)
+            self.fetched.remove(contract, digest)
         self.room.ring()
 
     # blobs
@@ -594,73 +736,106 @@ class Mesh:
     def withdraw(self, tx: Transaction, scope: bytes, digest: bytes) -> None:
         """End an offer, and forget what was fetched under this digest; after the commit the files go, too."""
         blobs.withdraw(tx, self.store, scope, digest)
-        tx.after_commit(partial(self._fetched.remove, scope, digest))
+        tx.after_commit(partial(self.fetched.remove, scope, digest))
 
-    async def fetch(self, scope: bytes, digest: bytes, size: int, holders: Sequence[str]) -> Path:
+    async def fetch(
+        self, scope: bytes, digest: bytes, size: int, holders: Sequence[str], *, digest_of: DigestOf | None = None
+    ) -> Path:
         """The file of that digest and size, from any of the holders (peer ids) that is connected; waits for one.
 
-        It is whole, verified and durable, and stays until the scope is closed or it is withdrawn. Concurrent calls
-        share one transfer. Raises TrustError if every holder sent something else, LocalProtocolError once closed.
+        While none is, neighbours that are connected to one are asked. `digest_of` of the whole must give the digest;
+        without it hash_("fp.file", view) must. The file is whole, verified and durable, and stays until the scope is
+        closed or it is withdrawn. Concurrent calls share one transfer. Raises TrustError if every holder itself sent
+        something else (what comes over another peer convicts nobody), LocalProtocolError once closed.
         """
         if self.me in holders and (own := self.store.path_of(digest)).exists():
             return own
-        return await self.pull(scope, digest, size, holders)
+        return await self.pull(scope, digest, size, holders, digest_of=digest_of)
 
-    async def pull(self, scope: bytes, digest: bytes, size: int, holders: Sequence[str]) -> Path:
-        """`fetch`, from others only."""
+    async def pull(
+        self,
+        scope: bytes,
+        digest: bytes,
+        size: int,
+        holders: Sequence[str],
+        *,
+        digest_of: DigestOf | None = None,
+        relays: bool = True,
+    ) -> Path:
+        """`fetch`, from others only; with `relays` False from the holders themselves only."""
         opened = self._scope(scope)
-        path = self._fetched.path_of(scope, digest)
+        path = self.fetched.path_of(scope, digest)
         lock = opened.fetching.setdefault(digest, trio.Lock())
         try:
             async with lock:
                 self._scope(scope)  # it may have been closed while we waited
                 if not path.exists():
-                    await self._transfer(scope, Incoming(path, digest, size), holders)
+                    incoming = Incoming(path, digest, size, digest_of) if digest_of else Incoming(path, digest, size)
+                    await self._transfer(scope, incoming, holders, relays)
         finally:
             if not lock.locked():
                 opened.fetching.pop(digest, None)
         return path
 
-    async def _transfer(self, scope: bytes, incoming: Incoming, holders: Sequence[str]) -> None:
+    async def _transfer(self, scope: bytes, incoming: Incoming, holders: Sequence[str], relays: bool) -> None:
         honest = [peer for peer in holders if peer != self.me]
+        suspects: set[tuple[str, str]] = set()  # (relay, holder)
+        whole = False  # what several brought was wrong once: from now on one must bring all of it
         tries = 0
         try:
             while True:
                 ticket = self.connections.ticket
-                self._scope(scope)
-                usable = [self.sessions[peer] for peer in honest if peer in self.sessions]
+                ways = self._ways(scope, honest, relays)
+                usable = [way for way in ways if way not in suspects]
+                if ways and not usable:
+                    suspects.clear()
+                    await trio.sleep(SUSPECT_S)
+                    continue
                 if not (usable or incoming.complete):
                     await ticket.wait()
                     continue
-                session = usable[tries % len(usable)] if usable else None
+                way = usable[tries % len(usable)] if usable else None
                 tries += 1
                 fresh = incoming.offset == 0 and not incoming.complete
-                if not incoming.complete and session is not None:
-                    await session.pull(scope, incoming)
+                if not incoming.complete and way is not None:
+                    relay, holder = way
+                    await self.sessions[relay].pull(scope, incoming, "" if relay == holder else holder)
+                    if whole and not incoming.complete:
+                        incoming.restart()
                 if not incoming.complete:
                     await trio.sleep(PULL_AGAIN_S)
                 elif await self.store.run(incoming.finish):
                     return
-                elif fresh and session is not None:
-                    honest.remove(session.peer)
-                    self._log.warning("blob_refused", peer=self.name_of(session.peer), digest=incoming.digest.hex())
-                    if not honest:
-                        raise TrustError(
-                            f"{self.name_of(session.peer)} sent another file than it offered",
-                            peer=self.name_of(session.peer),
-                        )
+                elif not fresh or way is None:
+                    whole = True
+                else:
+                    self._refuse_blob(incoming.digest, way, suspects, honest)
         except StoreError:
             self._scope(scope)  # its folder is gone because the scope was closed: no fault of the disk
             raise
         finally:
             incoming.close()
 
+    def _ways(self, scope: bytes, holders: Sequence[str], relays: bool) -> list[tuple[str, str]]:
+        """Whom to ask for a file of which holder: the holders themselves, or who says that it is connected to one."""
+        neighbours = self._scope(scope).neighbours
+        direct = [(peer, peer) for peer in holders if peer in self.sessions]
+        over = ((relay, peer) for peer in holders for relay in neighbours.beside(peer) if relay in self.sessions)
+        return direct or (list(over) if relays else [])
 
-def _verified(signed: Signed, card: Card) -> None:
-    try:
-        signed.verify(card.body.signing)
-    except TrustError as error:
-        raise RemoteProtocolError(error.message) from None
+    def _refuse_blob(
+        self, digest: bytes, way: tuple[str, str], suspects: set[tuple[str, str]], honest: list[str]
+    ) -> None:
+        """One peer brought all of a file, and it is another one."""
+        relay, holder = way
+        name = self.name_of(relay)
+        self._log.warning("blob_refused", peer=name, holder=self.name_of(holder), digest=digest.hex())
+        if relay != holder:
+            suspects.add(way)
+            return
+        honest.remove(holder)
+        if not honest:
+            raise TrustError(f"{name} sent another file than it offered", peer=name)
 
 
 def _words(error: OSError | ValueError) -> str:

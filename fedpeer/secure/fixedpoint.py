@@ -113,6 +113,11 @@ def check(layout: Any, vector: npt.NDArray[np.uint32]) -> None:
     _vector(layout, vector, 1)
 
 
+def used(layout: Layout) -> int:
+    """How many elements of a vector of this layout come before its pad."""
+    return LIMBS * sum(math.prod(shape) for _, _, shape, _ in layout)
+
+
 def _padded(size: int) -> int:
     return 256 * -(-(size + 4) // 256)
 

@@ -472,7 +472,7 @@ async def test_a_transfer_goes_on_where_it_was_after_a_cut_and_a_restart(network
                 return (None, most) if dialler == "bob" else (most, None)
 
             network.limits = limit
-            part = bob.mesh._fetched.path_of(SCOPE, digest).with_suffix(".part")
+            part = bob.mesh.fetched.path_of(SCOPE, digest).with_suffix(".part")
             for _ in range(10):  # of two connections at once, the one that is given up may have had the bytes
                 limits.append(220_000)
                 with trio.move_on_after(70):
@@ -734,7 +734,7 @@ async def test_only_what_is_offered_is_served(network, alice, bob, carol, autoju
         (letter,) = await alice.store.read(lambda tx: tx.one("SELECT digest FROM mesh_outbox"))
         shown = await alice.offer(b"for all")
         for scope, digest in ((SCOPE, secret), (other, hidden), (SCOPE, hidden), (SCOPE, letter), (SCOPE, shown)):
-            await mallory.link.send(WANTS, b"", codec.encode(Want(0, scope, digest, 0)))
+            await mallory.link.send(WANTS, b"", codec.encode(Want(0, scope, digest, 0, 9, "")))
             await trio.sleep(1)
         answers = [(codec.decode_as(Chunk, h).offset, p) for name, h, p in mallory.heard if name == ("blob", 0)]
         assert answers == [(-1, b"")] * 4 + [(0, b"for all")]
@@ -770,6 +770,6 @@ async def test_repeated_lists_of_digests_do_not_make_memory_grow(network, alice,
             await alice.publish("note", str(number), bytes(1000))
         session = alice.mesh.sessions[bob.id]
         for _ in range(100):
-            await mallory.link.send(SYNC, b"", codec.encode(Sync(SCOPE, [], b"", True)))
+            await mallory.link.send(SYNC, b"", codec.encode(Sync(SCOPE, b"", [], b"", True)))
             await trio.sleep(0.01)
             assert len(session._to_say) <= 51

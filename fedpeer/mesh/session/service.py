@@ -13,15 +13,17 @@ import mmap
 import os
 from collections import Counter
 from collections.abc import Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from fedpeer import codec
-from fedpeer.errors import LocalProtocolError, RemoteProtocolError, SessionError, TrustError
+from fedpeer.errors import LocalProtocolError, RemoteProtocolError, SessionError, StoreError, TrustError
 from fedpeer.mesh import blobs, mail, records
 from fedpeer.mesh.blobs import Incoming
+from fedpeer.mesh.gossip import peers_of
 from fedpeer.mesh.mail import Place
 from fedpeer.mesh.messages import (
     ACKS,
@@ -40,6 +42,7 @@ from fedpeer.mesh.messages import (
     Claim,
     Hello,
     LetterHead,
+    Near,
     Sync,
     Want,
 )
@@ -92,6 +95,7 @@ class Session:
         self._something = Bell()
         self._known: dict[bytes, set[bytes]] = {}  # digests of a Sync that comes in parts
         self._ready: set[bytes] = set()  # scopes that are open over there
+        self._near: dict[bytes, bytes] = {}  # and whom the other side is connected to in them
         self._pumps: set[bytes] = set()
         self._serving = [trio.CancelScope() for _ in range(LANES)]
         self._lanes = trio.Semaphore(LANES)
@@ -137,13 +141,29 @@ class Session:
 
     def sync(self, scope: bytes) -> None:
         """Say what we hold of a scope; begin with letters if it is known to be open over there."""
+        self.tell_near(scope)
         self._say(("sync", scope), 0)
         if scope in self._ready:
             self._pump(scope)
 
+    def ask(self, scope: bytes, of: bytes) -> None:
+        """Ask for everything of these senders that is not here."""
+        more = self._to_say.get(("ask", scope), b"")
+        assert isinstance(more, bytes)
+        both = int.from_bytes(of, "little") | int.from_bytes(more, "little")
+        self._say(("ask", scope), both.to_bytes(max(len(of), len(more)), "little"))
+
+    def tell_near(self, scope: bytes) -> None:
+        """Say whom we are connected to, or that the scope is not open here."""
+        self._say(("near", scope), 0)
+
+    def near(self, scope: bytes) -> bytes | None:
+        """Whom the other side is connected to; None if the scope is not known to be open there."""
+        return self._near.get(scope, b"") if scope in self._ready else None
+
     def forget(self, scope: bytes) -> None:
-        """A scope was closed here: it makes room for another."""
-        self._ready.discard(scope)
+        """A scope was closed here: the other side makes room for another, and we when it says the same."""
+        self.tell_near(scope)
 
     def push(self, signed: records.Signed) -> None:
         self._say(("record", signed.digest), signed.raw)
@@ -171,22 +191,32 @@ class Session:
                         await link.send(RECORDS, b"", raw)
                     case ("ack", bytes(scope), str(stage)), int(upto):
                         await link.send(ACKS, b"", codec.encode(Ack(scope, stage, upto)))
+                    case ("near", bytes(scope)), _:
+                        if scope not in mesh.scopes or self.peer in mesh.scopes[scope].audience:
+                            await link.send(SYNC, codec.encode(mesh.near(scope)))
                     case ("sync", bytes(scope)), _:
-                        await self._say_sync(scope)
+                        await self._say_sync(scope, b"")
+                    case ("ask", bytes(scope)), bytes(of):
+                        await self._say_sync(scope, of)
         except SessionError:
             pass  # `run` knows
 
-    async def _say_sync(self, scope: bytes) -> None:
-        received = await self._mesh.store.read(lambda tx: mail.received(tx, scope, self.peer))
+    async def _say_sync(self, scope: bytes, of: bytes) -> None:
+        received = [] if of else await self._mesh.store.read(lambda tx: mail.received(tx, scope, self.peer))
         opened = self._mesh.scopes.get(scope)
         if opened is None:
             return
-        digests = [signed.digest for signed in opened.shelf]
+        named = peers_of(opened.audience, of)
+        digests = [
+            signed.digest
+            for signed in opened.shelf
+            if (not named or signed.record.sender in named) and opened.neighbours.lists(signed.record, self.peer)
+        ]
         for start in range(0, max(len(digests), 1), SYNC_DIGESTS):
             part = b"".join(digests[start : start + SYNC_DIGESTS])
             counters = received if start == 0 else []
             last = start + SYNC_DIGESTS >= len(digests)
-            await self.link.send(SYNC, b"", codec.encode(Sync(scope, counters, part, last)))
+            await self.link.send(SYNC, b"", codec.encode(Sync(scope, of, counters, part, last)))
 
     def _pump(self, scope: bytes) -> None:
         if scope not in self._pumps and self._nursery is not None and not self._over:
@@ -224,6 +254,8 @@ class Session:
         match name:
             case ("records",):
                 await self._mesh.record_came(self, payload)
+            case ("sync",) if header:
+                self._near_came(codec.decode_as(Near, header))
             case ("sync",):
                 await self._sync_came(codec.decode_as(Sync, payload))
             case ("acks",):
@@ -246,6 +278,23 @@ class Session:
         if self._mesh.adopt(self):
             self._greeted.set()
 
+    def _near_came(self, near: Near) -> None:
+        scope, mesh = near.scope, self._mesh
+        ready = scope in self._ready
+        if near.open:
+            if scope not in self._near and len(self._near) >= MAX_READY:
+                raise RemoteProtocolError("of too many scopes")
+            self._near[scope] = near.peers
+            if ready:
+                mesh.met(self, scope, near.peers)
+        else:
+            self._near.pop(scope, None)
+            self._ready.discard(scope)
+            if ready:
+                mesh.closed(self, scope)
+            else:
+                mesh.not_open(self, scope)
+
     async def _sync_came(self, sync: Sync) -> None:
         scope, mesh = sync.scope, self._mesh
         if len(sync.digests) % DIGEST_BYTES or (scope not in self._ready and len(self._ready) >= MAX_READY):
@@ -258,16 +307,23 @@ class Session:
             await mesh.store.write(lambda tx: self._forget(tx, scope, sync.received))
         if sync.last:
             del self._known[scope]
-            self._ready.add(scope)
+            if not sync.of:
+                self._ready.add(scope)
+                mesh.met(self, scope, self._near.get(scope, b""))
             opened = mesh.scopes.get(scope)
             if opened is None:
                 farewell = await mesh.store.read(lambda tx: records.farewell(tx, scope, self.peer))
                 if farewell is not None and farewell.digest not in known:
                     self.push(farewell)
+                if scope not in mesh.considered:
+                    self.tell_near(scope)
             elif self.peer in opened.audience:
+                named = peers_of(opened.audience, sync.of)
                 for signed in opened.shelf.missing(known):
-                    self.push(signed)
-                self._pump(scope)
+                    if opened.neighbours.answers(signed.record, self.peer, named):
+                        self.push(signed)
+                if scope in self._ready:
+                    self._pump(scope)
 
     async def _ack_came(self, ack: Ack) -> None:
         await self._mesh.store.write(lambda tx: self._forget(tx, ack.scope, [(ack.stage, ack.upto)]))
@@ -322,7 +378,7 @@ class Session:
         if len(head.digest) != DIGEST_BYTES:
             raise RemoteProtocolError("a letter that has no digest")
         try:
-            path = await self._mesh.pull(place.scope, head.digest, head.size, [self.peer])
+            path = await self._mesh.pull(place.scope, head.digest, head.size, [self.peer], relays=False)
         except TrustError as error:
             raise RemoteProtocolError(error.message) from None
         try:
@@ -333,16 +389,20 @@ class Session:
 
     # files
 
-    async def pull(self, scope: bytes, incoming: Incoming) -> bool:
-        """Ask for the rest of a file; whether all of it came. False: the session ended, or it is not there."""
+    async def pull(self, scope: bytes, incoming: Incoming, holder: str = "", bell: Bell | None = None) -> bool:
+        """Ask for the rest of a file, of which somebody else may be the holder; whether all of it came.
+
+        False: the session ended, or it is not there. The bell rings with every piece.
+        """
         async with self._lanes:
             lane = self._free_lanes.pop()
-            bell = Bell()
+            bell = bell or Bell()
             self._pulling[lane] = (incoming, bell)
             gone = self._gone[incoming.digest]
             try:
                 ticket = bell.ticket
-                await self.link.send(WANTS, b"", codec.encode(Want(lane, scope, incoming.digest, incoming.offset)))
+                want = Want(lane, scope, incoming.digest, incoming.offset, incoming.size, holder)
+                await self.link.send(WANTS, b"", codec.encode(want))
                 while not incoming.complete:
                     with trio.move_on_after(STALL_S) as patience:
                         await ticket.wait()
@@ -363,7 +423,14 @@ class Session:
         if chunk.offset == GONE and chunk.digest == incoming.digest:
             self._gone[chunk.digest] += 1
             bell.ring()
-        elif incoming.write(chunk.digest, chunk.offset, piece):
+            return
+        try:
+            if incoming.write(chunk.digest, chunk.offset, piece):
+                bell.ring()
+        except StoreError:
+            if not incoming.passing:
+                raise
+            self._gone[chunk.digest] += 1  # no room for the files of others: they ask another way
             bell.ring()
 
     async def _want_came(self, want: Want) -> None:
@@ -380,7 +447,55 @@ class Session:
         self._serving[want.lane].cancel()
         self._serving[want.lane] = serving = trio.CancelScope()
         assert self._nursery is not None
+        if not allowed and (holder := self._holder(want)) is not None:
+            self._nursery.start_soon(self._pass_on, want, holder, serving)
+            return
         self._nursery.start_soon(self._send_file, want, self._mesh.store.path_of(want.digest), allowed, serving)
+
+    def _holder(self, want: Want) -> Session | None:
+        """The session with the holder that a Want names, if both it and who asks have a part in the scope."""
+        opened = self._mesh.scopes.get(want.scope)
+        if opened is None or not {self.peer, want.holder} <= {*opened.neighbours}:
+            return None
+        return self._mesh.sessions[want.holder] if want.holder != self.peer else None
+
+    async def _pass_on(self, want: Want, holder: Session, serving: trio.CancelScope) -> None:
+        """Fetch a file for the other side from one whom it cannot reach, and send each piece as it comes."""
+        name, bell = ("blob", want.lane), Bell()
+        over = False
+
+        async def pull() -> None:
+            nonlocal over
+            await holder.pull(want.scope, passing, bell=bell)
+            over = True
+            bell.ring()
+
+        with serving:
+            try:
+                passing = self._mesh.fetched.passage(want.digest, want.size, min(want.offset, want.size))
+            except StoreError:  # no room for the files of others
+                with suppress(SessionError):
+                    await self.link.send(name, codec.encode(Chunk(want.digest, GONE)), bulk=True)
+                return
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(pull)
+                    offset = want.offset
+                    while offset < want.size:
+                        ticket = bell.ticket
+                        if piece := passing.read(offset, CHUNK_BYTES):
+                            await self.link.send(name, codec.encode(Chunk(want.digest, offset)), piece, bulk=True)
+                            offset += len(piece)
+                        elif over:
+                            await self.link.send(name, codec.encode(Chunk(want.digest, GONE)), bulk=True)
+                            break
+                        else:
+                            await ticket.wait()
+                    nursery.cancel_scope.cancel()
+            except* SessionError:
+                pass
+            finally:
+                passing.close()
 
     async def _send_file(self, want: Want, path: Path, allowed: bool, serving: trio.CancelScope) -> None:
         with serving:

@@ -1,0 +1,49 @@
+"""What a stage asks of the aggregation, and what it gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedpeer.aggregation.messages import SumName
+from fedpeer.aggregation.vectors import Vector
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of Peers.sum."""
+
+    stage: str
+    turn: int
+    k: int
+    vector: Vector
+    """uint32 below 2^16, padded; of one length at all parties"""
+    used: int
+    """elements before the pad"""
+    params: bytes
+    """any bytes that must be equal at all"""
+    history: bytes
+    turn_history: bytes
+    """the history when this turn began; it covers the shared state of the turns before"""
+    group: Literal["data", "turn"]
+
+    @property
+    def name(self) -> SumName:
+        return self.stage, self.turn, self.k
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the contract's rules say of its sums."""
+
+    profile: Literal["byz", "crash"]
+    min_parties: int
+    stall_s: float
+
+
+@dataclass(frozen=True)
+class Total:
+    """A decided sum: `values` mod 2^24 (uint32), and the ids of the peers that are in it, in the contract's order."""
+
+    values: Vector
+    survivors: list[str]
