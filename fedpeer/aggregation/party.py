@@ -41,6 +41,8 @@ class Group:
         self.asks: dict[bytes, Ask] = {}  # by params
         self.ended: dict[bytes, Ended] = {}  # by params
         self.asked_at: dict[bytes, float] = {}
+        self.owing: set[int] = set()
+        """parties whose secrets its instances wait for"""
         self.wake_at = 0.0
         """when it wants to be looked at though nothing came; at once in the beginning"""
 
@@ -124,15 +126,17 @@ class Party:
     def advance(self, now: float) -> Step:
         """Everything that follows from what is here."""
         step = Step()
-        self._here.debtors = set().union(*(instance.owing() for instance in self._instances.values()))
+        self._here.debtors = set().union(*(group.owing for group in self._groups.values()))
         for group in list(self._groups.values()):
             if group.wake_at <= now:
+                going_on = [instance for instance in group.instances if instance.outcome is None]
                 self._go_on(group)
                 for instance in group.instances:
                     if not instance.settled:
                         instance.advance(now, step)
                 self._close(group, now, step)
-                group.wake_at = self._next_look(group)
+                over = any(instance.outcome is not None for instance in going_on)
+                group.wake_at = now if over else self._next_look(group)  # an end lets the next begin
         self._forget(step)
         return step
 
@@ -212,6 +216,7 @@ class Party:
 
     def _close(self, group: Group, now: float, step: Step) -> None:
         """Tell how sums ended."""
+        group.owing = set().union(*(instance.owing() for instance in group.instances))
         for instance in group.instances:
             found, outcome = instance.result(), instance.outcome
             if found is not None and outcome is not None and outcome.params in group.asks:

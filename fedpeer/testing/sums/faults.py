@@ -145,7 +145,7 @@ def draw(rng: random.Random, profile: Profile) -> Faults:
     n = profile.n
     everybody = range(n)
     liars: dict[int, Liar] = {}
-    equivocator, withholder = rng.random() < 0.3, rng.random() < 0.3
+    equivocator, withholder = rng.random() < 0.4, rng.random() < 0.5
     if profile.f:
         for party in rng.sample(everybody, rng.randint(1, profile.f)):
             liar = _liar(rng, profile, equivocator, withholder)
@@ -209,12 +209,15 @@ def _liar(rng: random.Random, profile: Profile, equivocator: bool, withholder: b
             case 1:
                 liar |= {"receipts_for": some(rng, everybody, 0)}
             case 2:
-                liar |= {"mute": frozenset(rng.sample(sorted(messages.KINDS.keys() - {"ADVERTISE", "READY"}), 2))}
+                liar |= {"mute": frozenset(rng.sample(_KEPT_BACK, 2))}
             case 3:
                 liar |= {"files_for": some(rng, everybody, 0)}
     if rng.random() < 0.2:
         liar |= {"garbage_files": True}
     return Liar(**liar)
+
+
+_KEPT_BACK: Final = "SHARE ACK RECEIPT SUM RELEASE OPEN PREVOTE PRECOMMIT PROPOSAL SCATTER FINAL".split()
 
 
 # forgeries

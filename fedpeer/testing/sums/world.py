@@ -43,7 +43,7 @@ USED: Final = 240
 W: Final = 24
 BITS: Final = 16
 STALL_S: Final = 900.0
-SOON: Final = 0.02
+SOON: Final = 0.05
 """what comes within this time is one step of a core"""
 
 Vector = npt.NDArray[np.uint32]
@@ -55,6 +55,10 @@ class Wrong(AssertionError):
 
 class Killed(Exception):
     """The process ended here."""
+
+
+class Dropped(Exception):
+    """A file that was dropped while work with it was under way: that work is void."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +124,14 @@ class Outcome:
 
 def job(rng: random.Random) -> list[Sum]:
     """A few sums of both groups; some over the same vectors within one group."""
-    groups = [(("count", 0), "data", 0.9, rng.randint(0, 2))]
-    groups += [(("fit", turn), "turn", 0.8, rng.randint(1, 2)) for turn in range(rng.randint(0, 2))]
+    groups = [(("count", 0), "data", 0.9, rng.choice((0, 1, 1, 2)))]
+    groups += [(("fit", turn), "turn", 0.8, rng.choice((1, 1, 2))) for turn in range(rng.choice((0, 1, 1, 2)))]
     if not any(calls for *_, calls in groups):
         groups = [(("count", 0), "data", 0.9, 1)]
-    sums = []
+    sums, alike = [], rng.random() < 0.2
     for number, ((stage, turn), kind, pinned, calls) in enumerate(groups):
         bound = rng.random() < pinned
-        sums += [Sum((stage, turn, k), kind, bound, 2 * number + rng.randrange(2)) for k in range(calls)]
+        sums += [Sum((stage, turn, k), kind, bound, 2 * number * (not alike) + rng.randrange(2)) for k in range(calls)]
     return sums
 
 
@@ -143,6 +147,8 @@ class Node:
         self.chance = random.Random(f"{seed} node {number}")
         self.drawn: list[bytes] = []
         """everything the core ever drew: its secrets"""
+        self.dropped: set[bytes] = set()
+        """names of files that its core said nobody needs any more"""
         self.points: Counter[str] = Counter()
         self.missing: dict[bytes, Letter] = {}
         self.due = False
@@ -178,12 +184,13 @@ class World:
         core: Callable[[Setting, SigningKey, Callable[[int], bytes], Mapping[bytes, bytes]], Party] = Party,
     ) -> None:
         rng = random.Random(f"{seed} plan")
-        size = n or rng.choice((3, 4, 4, 4, 5, 5, 5, 6, 6, 7, 8))
+        size = n or rng.choices((3, 4, 5, 6, 7, 8, 11), (10, 35, 30, 12, 8, 4, 1))[0]
         self.seed = seed
         self.profile = profile or names.profile(size, "crash" if rng.random() < 0.15 else "")
         self.n = self.profile.n
         self.sums = sums if sums is not None else job(rng)
         self.faults = faults if faults is not None else draw(rng, self.profile)
+        self.gone = self.faults.gone
         self.rng = random.Random(f"{seed} run")
         self.make = core
         self.contract = hash_("fp.sim.contract", str(seed).encode())
@@ -202,6 +209,7 @@ class World:
         self._count = 0
         self._ids: dict[tuple[bytes, str], list[bytes]] = {}
         self._known: dict[bytes, Instance] = {}
+        self._perhaps_over = False
         self._garbage: set[tuple[int, bytes]] = set()
 
     # who is who
@@ -248,7 +256,7 @@ class World:
                 self.after(partition.stop, lambda node=node: self._sweep_soon(node, again=True))  # type: ignore[misc]
         failures: list[str] = []
         try:
-            while self._events and self.now < horizon and not self._over():
+            while self._events and self.now < horizon and not (self._perhaps_over and self._over()):
                 self.now, _, event = heapq.heappop(self._events)
                 self.steps += 1
                 event()
@@ -257,7 +265,8 @@ class World:
         return self._outcome(failures)
 
     def _over(self) -> bool:
-        gone = self.faults.gone
+        self._perhaps_over = False
+        gone = self.gone
         return all(
             node.up and self._next(node) is None
             for node in self.nodes[: self.n]
@@ -268,6 +277,7 @@ class World:
 
     def _start(self, node: Node) -> None:
         node.life += 1
+        self._perhaps_over = True
         tables = node.disk.tables
         node.core = core = self.make(self._setting(node), self.keys[node.party], node.random, dict(tables["kept"]))
         for signed, _to in tables["said"].values():
@@ -376,7 +386,10 @@ class World:
 
     def _clear(self, node: Node, step: Step) -> None:
         """What nobody needs any more goes away, at leisure."""
+        if not step.drop and not step.forget:
+            return
         sids, tables = set(step.forget), node.disk.tables
+        node.dropped |= set(step.drop)
         groups = {instance.group for sid, instance in self._instances().items() if sid in sids}
         writes: list[Write] = [("files", digest, None) for digest in step.drop]
         writes += [("asks", name, None) for name, ask in tables["asks"].items() if ask.group in groups]
@@ -384,8 +397,7 @@ class World:
             writes += [("said", key, None) for key, (signed, _) in tables["said"].items() if signed.sid in sids]
             writes += [("heard", key, None) for key, signed in tables["heard"].items() if signed.sid in sids]
             writes += [("gone", sid, True) for sid in step.forget]
-        if writes:
-            node.disk.write(writes)
+        node.disk.write(writes)
 
     def _ended(self, node: Node, ended: Ended) -> None:
         before = node.ends().get(ended.name)
@@ -397,6 +409,7 @@ class World:
             return
         self._point(node, "before an end")
         self._write(node, ("ends", ended.name, end))
+        self._perhaps_over = True
         self._point(node, "after an end")
         self._ask_next(node, self.rng.choice((0.0, 0.0, 1.0, 10.0)) * self.rng.random())
 
@@ -588,16 +601,21 @@ class World:
                 result: Any = item.digest in files or self._fetch(node, item.digest, (item.party,), item)
             case work.FetchTotal():
                 result = item.sum_hash in files or self._fetch(node, item.sum_hash, item.holders, item)
-            case work.Mask():
-                vector = self.vector(next(sum_ for sum_ in self.sums if sum_.name == item.name), node.party)
-                result = work.perform(item, _Files(self, node), vector)
             case _:
-                result = work.perform(item, _Files(self, node))
+                try:
+                    result = work.perform(item, _Files(self, node), self._vector_for(node, item))
+                except Dropped:
+                    return
         if not result:
             self.after_for(node, self.rng.uniform(0.5, 5.0), lambda: self._work(node, item))
             return
         core.done(item, result)
         self._advance_soon(node)
+
+    def _vector_for(self, node: Node, item: work.Work) -> Vector | None:
+        if not isinstance(item, work.Mask):
+            return None
+        return self.vector(next(sum_ for sum_ in self.sums if sum_.name == item.name), node.party)
 
     def keep_file(self, node: Node, digest: bytes, data: bytes) -> None:
         self._point(node, "before a file")
@@ -642,7 +660,7 @@ class World:
             for end in node.ends().values():
                 outcome.ended[end.status] += 1
             sum_ = self._next(node)
-            if sum_ is not None and node.party not in self.faults.gone and not failures:
+            if sum_ is not None and node.party not in self.gone and not failures:
                 failures.append(f"party {node.party} still waits for {sum_.name} at {self.now:.0f} s")
         for sum_ in self.sums:
             failures.extend(self._check(sum_, here))
@@ -666,7 +684,7 @@ class World:
     def _promise(self, sum_: Sum, here: list[Node], outcome: Outcome) -> None:
         """Count the sums of which nearly all must give a result."""
         ask = self.asked.get(sum_.name)
-        if ask is None or len(self.faults.gone) > 1:
+        if ask is None or len(self.gone) > 1:
             return
         earlier = self.sums[: self.sums.index(sum_)]
         if sum_.pinned and any(self._same_group(sum_, other) for other in earlier):
@@ -677,9 +695,9 @@ class World:
             if said.honest and said.signed.kind == "READY" and said.signed.message.params == ask.params
         ]
         leader = names.proposer(self.contract, ask.group, min(seqs, default=0), 0, self.n)
-        if not self.honest(leader) or leader in self.faults.gone:
+        if not self.honest(leader) or leader in self.gone:
             return
-        staying = [node.ends().get(sum_.name) for node in here if node.party not in self.faults.gone]
+        staying = [node.ends().get(sum_.name) for node in here if node.party not in self.gone]
         outcome.promised += 1
         outcome.kept += all(end is not None and end.status == "SUM" for end in staying)
 
@@ -703,6 +721,8 @@ class _Files:
         self.world, self.node = world, node
 
     def read(self, digest: bytes) -> bytes:
+        if digest in self.node.dropped:
+            raise Dropped
         data: bytes = self.node.disk.tables["files"][digest]
         return data
 
