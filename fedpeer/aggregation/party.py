@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from fedpeer.aggregation.instance import Ask, Ended, Here, Instance, Outcome, Setting, Step
+from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.messages import Signed
 from fedpeer.aggregation.names import Parties, sid_of
+from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Setting, Step
 from fedpeer.aggregation.work import Work
 from fedpeer.crypto import SigningKey
 from fedpeer.errors import RemoteProtocolError
@@ -94,7 +95,7 @@ class Party:
             elif signed.digest not in self._log:
                 self._forgotten.add(signed.sid)
                 if signed.sid in self._instances:
-                    self._instances[signed.sid].muted = True
+                    self._instances[signed.sid].seat.muted = True
                 return
         instance = self._instances.get(signed.sid)
         if instance is not None:
@@ -113,14 +114,14 @@ class Party:
             reached[signed.sender] = max((place[0], place[1]), reached.get(signed.sender, (0, 0)))
         with suppress(RemoteProtocolError):  # what no honest party says
             instance.add(signed)
-        self._groups[instance.group].wake_at = 0.0
+        self._groups[instance.seat.group].wake_at = 0.0
 
     def done(self, work: Work, result: Any) -> None:
         """The result of work that a step asked for."""
         if work.sid in self._instances:
             instance = self._instances[work.sid]
             instance.done(work, result)
-            self._groups[instance.group].wake_at = 0.0
+            self._groups[instance.seat.group].wake_at = 0.0
 
     def advance(self, now: float) -> Step:
         """Everything that follows from what is here."""
@@ -162,9 +163,9 @@ class Party:
             if passed and not group.data and all(instance.settled for instance in group.instances):
                 del self._groups[group.id]
                 for instance in group.instances:
-                    del self._instances[instance.sid]
-                    self._over.add(instance.sid)
-                    step.forget.append(instance.sid)
+                    del self._instances[instance.seat.sid]
+                    self._over.add(instance.seat.sid)
+                    step.forget.append(instance.seat.sid)
                     if instance.outcome is not None and instance.outcome.sum_hash:
                         step.drop.append(instance.outcome.sum_hash)
 
@@ -183,11 +184,11 @@ class Party:
             if sid in self._waiting or open_asks.keys() - decided:
                 self._open(group, seq, sid, last.outcome if last else None)
         if group.instances:
-            group.instances[-1].asks.update(open_asks)
+            group.instances[-1].seat.asks.update(open_asks)
             for instance in group.instances[:-1]:
                 outcome = instance.outcome
                 if outcome is not None and outcome.params in open_asks:
-                    instance.asks[outcome.params] = open_asks[outcome.params]
+                    instance.seat.asks[outcome.params] = open_asks[outcome.params]
 
     def _open(self, group: Group, seq: int, sid: bytes, outcome: Outcome | None) -> None:
         aborts = 0
@@ -208,7 +209,7 @@ class Party:
         )
         group.instances.append(instance)
         self._instances[sid] = instance
-        instance.muted = sid in self._forgotten
+        instance.seat.muted = sid in self._forgotten
         for signed in self._waiting.pop(sid, []):
             self._room[signed.sender] -= len(signed.raw)
             self._put(instance, signed)

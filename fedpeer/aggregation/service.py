@@ -26,11 +26,11 @@ import trio
 from fedpeer import codec
 from fedpeer.aggregation import slices, vectors
 from fedpeer.aggregation.agreed import Agreed
-from fedpeer.aggregation.instance import Ask, Ended, Setting, Step
 from fedpeer.aggregation.messages import Signed, SumName, parse
 from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash, profile
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.request import Request, Terms, Total
+from fedpeer.aggregation.seat import Ask, Ended, Setting, Step
 from fedpeer.aggregation.vectors import Vector
 from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, Work, perform
 from fedpeer.crypto import Aead, Buffer, hash_, random_bytes

@@ -29,10 +29,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeer.aggregation import names, slices, vectors, work
-from fedpeer.aggregation.instance import Ask, Ended, Setting, Step
 from fedpeer.aggregation.messages import Signed, SumName, id_of
 from fedpeer.aggregation.names import Parties, Profile
 from fedpeer.aggregation.party import Party
+from fedpeer.aggregation.seat import Ask, Ended, Setting, Step
 from fedpeer.crypto import Buffer, Secret, SigningKey, hash_
 from fedpeer.testing.sums.disk import Disk, Full, Write
 from fedpeer.testing.sums.faults import Faults, Kill, beside, draw, in_place_of, withheld
