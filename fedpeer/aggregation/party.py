@@ -157,6 +157,7 @@ class Party:
             for stage, reached in self._reached.items()
             if len(reached) == self.setting.profile.n
         }
+        totals: set[bytes] = set()
         for group in list(self._groups.values()):
             names = [ask.name for ask in group.asks.values()]
             passed = all((turn, k) < floor.get(stage, (0, 0)) for stage, turn, k in names)
@@ -166,8 +167,10 @@ class Party:
                     del self._instances[instance.seat.sid]
                     self._over.add(instance.seat.sid)
                     step.forget.append(instance.seat.sid)
-                    if instance.outcome is not None and instance.outcome.sum_hash:
-                        step.drop.append(instance.outcome.sum_hash)
+                    totals.add(instance.outcome.sum_hash if instance.outcome is not None else b"")
+        if totals:  # equal sums are one file
+            needed = {instance.outcome.sum_hash for instance in self._instances.values() if instance.outcome}
+            step.drop += sorted(totals - needed - {b""})
 
     def _go_on(self, group: Group) -> None:
         """Open the next instance of a group if the one before has ended and somebody wants another."""
