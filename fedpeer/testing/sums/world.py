@@ -42,9 +42,9 @@ D: Final = 256
 USED: Final = 240
 W: Final = 24
 BITS: Final = 16
-STALL_S: Final = 900.0
-SOON: Final = 0.05
-"""what comes within this time is one step of a core"""
+STALL_S: Final = 3600.0
+SOON: Final = 0.4
+"""seconds, at most, after which a core is asked what follows from what came"""
 
 Vector = npt.NDArray[np.uint32]
 
@@ -155,7 +155,7 @@ class Node:
         """an advance is on the clock"""
         self.wake = -1.0
         self.sweeping = False
-        self.pause = 5.0
+        self.pause = 1.0
         self.backup: dict[str, dict[Any, Any]] | None = None
 
     @property
@@ -347,10 +347,10 @@ class World:
 
     # a core and its driver
 
-    def _advance_soon(self, node: Node, seconds: float = SOON) -> None:
+    def _advance_soon(self, node: Node, seconds: float | None = None) -> None:
         if not node.due:
             node.due = True
-            self.after_for(node, seconds, lambda: self._advance(node))
+            self.after_for(node, self.rng.uniform(0, SOON) if seconds is None else seconds, lambda: self._advance(node))
 
     def _advance(self, node: Node) -> None:
         node.due = False
@@ -508,11 +508,15 @@ class World:
             self._ids.setdefault((signed.sid, signed.message.stage), []).append(
                 id_of(signed.message.stage, signed.message.value)
             )
-        self.transcript.append(Said(self.now, node.party, honest, signed, to))
         receivers = frozenset(party for party in range(self.n) if to in (None, party) and party not in without)
+        if not receivers:
+            return
+        self.transcript.append(Said(self.now, node.party, honest, signed, to))
         letter = self.letters[key] = Letter(signed, node.number, receivers, {node.number})
         for other in self.nodes:
             if self._lacks(other, letter):
+                if not other.missing:
+                    other.pause = 1.0
                 other.missing[signed.digest] = letter
                 self._post(other, letter, late * self.rng.random())
                 self._sweep_soon(other)
@@ -581,7 +585,7 @@ class World:
 
     def _sweep(self, node: Node) -> None:
         node.sweeping = False
-        node.pause = min(2 * node.pause, 30.0)
+        node.pause = min(1.5 * node.pause, 5.0)
         for letter in list(node.missing.values()):
             if node.number not in letter.flying:
                 self._post(node, letter)
@@ -684,7 +688,7 @@ class World:
     def _promise(self, sum_: Sum, here: list[Node], outcome: Outcome) -> None:
         """Count the sums of which nearly all must give a result."""
         ask = self.asked.get(sum_.name)
-        if ask is None or len(self.gone) > 1:
+        if ask is None or len(self.gone) > 1 or self.n - len(self.gone) < self.profile.m_min:
             return
         earlier = self.sums[: self.sums.index(sum_)]
         if sum_.pinned and any(self._same_group(sum_, other) for other in earlier):
