@@ -48,7 +48,7 @@ class Gathering:
         assert fixed is not None
         if self.sharing.keys is None or ask is None or self.seat.me not in fixed.contributors:
             return
-        if fixed.advert(self.seat.me) != self.sharing.own_advert() or self.seat.board.says("SCATTER", self.seat.me):
+        if fixed.ids[self.seat.me] != self.sharing.own_advert() or self.seat.board.says("SCATTER", self.seat.me):
             return
         try:
             may_scatter(self.seat.here.log, self.seat.terms())

@@ -35,9 +35,10 @@ MAX_WAITING: Final = 1 << 20
 class Group:
     """The sums that have one survivor set."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, contract: bytes, ask: Ask) -> None:
         self.id, self.pinned, self.data = ask.group, ask.pinned, ask.data
         self.instances: list[Instance] = []
+        self.next_sid = sid_of(contract, ask.group, 0)
         self.asks: dict[bytes, Ask] = {}  # by params
         self.ended: dict[bytes, Ended] = {}  # by params
         self.asked_at: dict[bytes, float] = {}
@@ -82,7 +83,7 @@ class Party:
         """This party has its vector for a sum; again after every restart. The answer is an `Ended` of a later step."""
         group = self._groups.get(ask.group)
         if group is None:
-            group = self._groups[ask.group] = Group(ask)
+            group = self._groups[ask.group] = Group(self.setting.contract, ask)
         group.asks.setdefault(ask.params, ask)
         group.asked_at.setdefault(ask.params, now)
         group.wake_at = now
@@ -104,7 +105,7 @@ class Party:
             self._room[signed.sender] += len(signed.raw)
             self._waiting[signed.sid].append(signed)
             for group in self._groups.values():
-                if sid_of(self.setting.contract, group.id, len(group.instances)) == signed.sid:
+                if group.next_sid == signed.sid:
                     group.wake_at = 0.0
 
     def _put(self, instance: Instance, signed: Signed) -> None:
@@ -157,6 +158,7 @@ class Party:
             for stage, reached in self._reached.items()
             if len(reached) == self.setting.profile.n
         }
+        totals: set[bytes] = set()
         for group in list(self._groups.values()):
             names = [ask.name for ask in group.asks.values()]
             passed = all((turn, k) < floor.get(stage, (0, 0)) for stage, turn, k in names)
@@ -166,8 +168,10 @@ class Party:
                     del self._instances[instance.seat.sid]
                     self._over.add(instance.seat.sid)
                     step.forget.append(instance.seat.sid)
-                    if instance.outcome is not None and instance.outcome.sum_hash:
-                        step.drop.append(instance.outcome.sum_hash)
+                    totals.add(instance.outcome.sum_hash if instance.outcome is not None else b"")
+        if totals:  # equal sums are one file
+            needed = {instance.outcome.sum_hash for instance in self._instances.values() if instance.outcome}
+            step.drop += sorted(totals - needed - {b""})
 
     def _go_on(self, group: Group) -> None:
         """Open the next instance of a group if the one before has ended and somebody wants another."""
@@ -175,7 +179,7 @@ class Party:
         last = group.instances[-1] if group.instances else None
         if last is None or (last.outcome is not None and not last.noise):
             seq = len(group.instances)
-            sid = sid_of(self.setting.contract, group.id, seq)
+            sid = group.next_sid
             decided = {
                 instance.outcome.params
                 for instance in group.instances
@@ -208,6 +212,7 @@ class Party:
             kept={key: raw for key, raw in self._kept.items() if key.startswith(sid)},
         )
         group.instances.append(instance)
+        group.next_sid = sid_of(self.setting.contract, group.id, seq + 1)
         self._instances[sid] = instance
         instance.seat.muted = sid in self._forgotten
         for signed in self._waiting.pop(sid, []):

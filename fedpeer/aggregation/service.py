@@ -364,8 +364,8 @@ class _Driver:
         except TrustError as error:
             self._aggregation.log.warning("sum_file_refused", reason=error.message)
             return
-        except LocalProtocolError:
-            return  # the scope was closed
+        except (LocalProtocolError, FileNotFoundError):
+            return  # the scope was closed, or the instance ended and its files were dropped
         self._results.append((work, result))
         self._ring()
 

@@ -52,7 +52,7 @@ class Unmasking:
             return
         shares = []
         for dealer in sorted(fixed.contributors - survivors if survivors else ()):
-            share = self.sharing.shares.get(fixed.advert(dealer))
+            share = self.sharing.shares.get(fixed.ids[dealer])
             may_share_sigma(self.seat.terms(), survivors, dealer)
             if share is not None:
                 shares.append(share.opened("s"))
@@ -68,12 +68,12 @@ class Unmasking:
             return
         said = {(signed.message.dealer, signed.message.which) for signed in self.seat.board.by("OPEN", self.seat.me)}
         own = (
-            self.sharing.keys is not None and self.sharing.own_advert() == fixed.advert(self.seat.me)
+            self.sharing.keys is not None and self.sharing.own_advert() == fixed.ids[self.seat.me]
             if self.seat.me in survivors
             else False
         )
         if own and self.sharing.keys is not None and (self.seat.me, "b") not in said:
-            self.seat.say(step, "OPEN", self.seat.me, fixed.advert(self.seat.me), "b", self.sharing.keys.b.reveal())
+            self.seat.say(step, "OPEN", self.seat.me, fixed.ids[self.seat.me], "b", self.sharing.keys.b.reveal())
             self.seat.note(step, "opened")
         missing = sorted(survivors - self.b.keys() - ({self.seat.me} if own else set()))
         if not missing or not self.seat.due(now, self.seat.since("committed", now) + OPEN_S):
@@ -81,7 +81,7 @@ class Unmasking:
         shared = {entry[0] for signed in self.seat.board.by("SHARE_B", self.seat.me) for entry in signed.message.shares}
         entries = []
         for dealer in missing:
-            share = self.sharing.shares.get(fixed.advert(dealer))
+            share = self.sharing.shares.get(fixed.ids[dealer])
             if share is not None and dealer not in shared:
                 may_share_b(log, self.seat.profile, self.seat.sid, survivors, released, dealer)
                 entries.append(share.opened("b"))
@@ -94,7 +94,7 @@ class Unmasking:
         assert fixed is not None
         for signed in self.seat.board.all("OPEN"):
             message = signed.message
-            if message.dealer in fixed.contributors and message.advert == fixed.advert(message.dealer):
+            if message.dealer in fixed.contributors and message.advert == fixed.ids[message.dealer]:
                 self._check(message.dealer, message.which, message.secret, survivors)
         for kind, due, known in (
             ("RELEASE", fixed.contributors - survivors, self.sigma),
@@ -116,7 +116,7 @@ class Unmasking:
     def _recover(self, step: Step, kind: str, dealer: int, survivors: Parties) -> None:
         fixed, which = self.seat.fixed, _WHICH[kind]
         assert fixed is not None
-        advert, public = fixed.advert(dealer), self.seat.here.setting.publics[dealer]
+        advert, public = fixed.ids[dealer], self.seat.here.setting.publics[dealer]
         shares: dict[int, bytes] = {}
         for signed in self.seat.board.all(kind):
             for entry in signed.message.shares:
