@@ -274,11 +274,10 @@ def test_a_masked_vector_is_independent_of_its_own_and_of_the_others() -> None:
 
 
 def test_nobody_tells_zeros_from_the_largest_values() -> None:
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
     def seen(masked: bool) -> float:
-        """The area under the curve of a classifier of blocks of two elements, on blocks it has not seen."""
+        """The area under the curve of a linear classifier of the bits of two elements, on pairs it has not seen."""
         instance = Instance(4, 24)
         d = 80_000
         blocks = []
@@ -288,8 +287,8 @@ def test_nobody_tells_zeros_from_the_largest_values() -> None:
             blocks.append(np.unpackbits(np.frombuffer(bytes(data), np.uint8).reshape(-1, 6), axis=1))
         features, labels = np.vstack(blocks), np.repeat([0, 1], d // 2)
         train = np.arange(d) % 2 == 0
-        model = LogisticRegression(max_iter=50).fit(features[train], labels[train])
-        return float(roc_auc_score(labels[~train], model.predict_proba(features[~train])[:, 1]))
+        weights = np.linalg.lstsq(features[train] - 0.5, labels[train] - 0.5)[0]
+        return float(roc_auc_score(labels[~train], (features[~train] - 0.5) @ weights))
 
     assert abs(seen(masked=True) - 0.5) < 0.01
     assert seen(masked=False) == 1.0
