@@ -289,10 +289,11 @@ class Instance:
 
     def place(self) -> Place | None:
         """What shows, in evidence, where in its group this instance is."""
-        decided = self._start.decided
-        value = None if decided is None else self.seat.value(START, decided.value)
-        ask = None if value is None else self.seat.asks.get(value.params)
-        return None if ask is None or not ask.encoded else Place(self.seat.seq, value, ask.encoded)
+        if self._start.decided is None:
+            return None
+        value = self.seat.value(START, self._start.decided.value)
+        ask = self.seat.asks.get(value.params)
+        return Place(self.seat.seq, value, ask.encoded) if ask is not None and ask.encoded else None
 
     def absent(self) -> Parties:
         """Parties that this instance waits for."""
