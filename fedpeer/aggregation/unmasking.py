@@ -54,7 +54,7 @@ class Unmasking:
             return
         shares = []
         for dealer in sorted(fixed.contributors - survivors if survivors else ()):
-            share = self.sharing.shares.get(fixed.ids[dealer])
+            share = self.sharing.share_of(fixed.ids[dealer])
             may_share_sigma(self.seat.terms(), survivors, dealer)
             if share is not None:
                 shares.append(share.opened("s"))
@@ -83,7 +83,7 @@ class Unmasking:
         shared = {entry[0] for signed in self.seat.board.by("SHARE_B", self.seat.me) for entry in signed.message.shares}
         entries = []
         for dealer in missing:
-            share = self.sharing.shares.get(fixed.ids[dealer])
+            share = self.sharing.share_of(fixed.ids[dealer])
             if share is not None and dealer not in shared:
                 may_share_b(log, self.seat.profile, self.seat.sid, survivors, released, dealer)
                 entries.append(share.opened("b"))
