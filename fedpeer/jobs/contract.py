@@ -50,6 +50,7 @@ from fedpeer import codec
 from fedpeer.crypto import hash_
 from fedpeer.errors import ContractError, FedpeerError
 from fedpeer.jobs import graph
+from fedpeer.secure import fixedpoint
 from fedpeer.stage import KINDS, MAX_PEERS, Model, Params, Report, Stage, Sum, Table
 
 FindStage = Callable[[str], Stage]
@@ -437,6 +438,12 @@ def _check_stage(contract: Contract, entry: StageEntry, stage: Stage) -> None:
             f"{where}: {entry.run!r} makes secure sums, which take at least {least} participants; it has {len(held)}",
             hint="a sum of two shows each the other's value",
         )
+    for tag, message in stage.messages.items():
+        if isinstance(message, Sum) and not fixedpoint.fits(len(held), message.bits):
+            raise ContractError(
+                f"{where}: {entry.run!r} sums {tag!r} in values of {message.bits} bits, too many for the "
+                f"{len(held)} participants that it has"
+            )
     try:
         params = msgspec.json.decode(entry.params)
     except msgspec.DecodeError as error:
