@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeer.crypto import STREAM_BYTES, STREAM_SLACK, chacha20_into, hash_
-from fedpeer.errors import StageError, SumError
+from fedpeer.errors import LocalProtocolError, StageError, SumError
 
 Array = npt.NDArray[Any]
 Layout = list[list[Any]]
@@ -232,8 +232,10 @@ def _fixed(name: str, array: Array, fraction: int, width: int) -> npt.NDArray[np
 
 def _put_clipped(name: str, array: Array, width: int, c: float, seed: bytes, out: npt.NDArray[np.uint32]) -> None:
     """Floats as one element each, rounded up or down by chance; a segment at a time, for arrays are large here."""
+    if len(seed) != 32:
+        raise LocalProtocolError("rounding by chance takes a seed of 32 bytes")
     top = (1 << width) - 1
-    stream = bytearray(STREAM_BYTES + STREAM_SLACK)
+    stream = bytearray(8 * min(array.size, _SEGMENT) + STREAM_SLACK)
     key = hash_("fp.sum.round", name.encode(), key=seed)
     for number, start in enumerate(range(0, array.size, _SEGMENT)):
         x = array[start : start + _SEGMENT].astype(np.float64)
