@@ -222,9 +222,11 @@ class _Driver:
         self._vectors[request.name] = request.vector
         self._asks.append(ask)
         self._ring()
-        while (ended := self._ended.get(request.name)) is None:
-            await self._told.wait()
-        self._vectors.pop(request.name, None)
+        try:
+            while (ended := self._ended.get(request.name)) is None:
+                await self._told.wait()
+        finally:
+            self._vectors.pop(request.name, None)
         if ended.status != "SUM":
             raise self._failure(request, ended)
         path = self._path(ended.sum_hash)
@@ -341,6 +343,7 @@ class _Driver:
             peer = "" if to is None or to == self._me else self.parties[to]
             self._mesh.publish(tx, self.contract, KIND, _slot(self._prefix, signed), signed.raw, to=peer)
         for digest in step.drop:
+            self._paths.pop(digest, None)
             self._mesh.withdraw(tx, self.contract, digest)
         self._forgotten.update(f"{self._prefix}{sid.hex()[:16]}/" for sid in step.forget)
         for sid in step.forget:
@@ -359,7 +362,9 @@ class _Driver:
         try:
             match work:
                 case Mask():
-                    vector = self._vectors[work.name]
+                    vector = self._vectors.get(work.name)
+                    if vector is None:  # the stage was ended, or its patience: this party drops out
+                        return
                     result: Any = await self._aggregation.run_in_thread(lambda: perform(work, self, vector))
                 case Add() | Unmask():
                     result = await self._aggregation.run_in_thread(lambda: perform(work, self))
