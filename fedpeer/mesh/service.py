@@ -485,8 +485,8 @@ class Mesh:
         self._changes.ring()
 
     def _tell_near(self, scope: bytes, opened: Scope) -> None:
-        for peer in opened.neighbours:
-            self.sessions[peer].tell_near(scope)
+        for session in self._audience(opened):  # who opens it later knows it from the first moment
+            session.tell_near(scope)
 
     async def _mend(self) -> None:
         """A little after connections were lost or made: ask for what may have been missed, and use the new ways."""
