@@ -576,7 +576,8 @@ class World:
             return
         node.missing.pop(letter.signed.digest, None)
         if node.number == letter.author:
-            self.returned.append((self.now, node.party, letter.signed.sid))
+            if self._lacks(node, letter):  # still; it may have said the same again
+                self.returned.append((self.now, node.party, letter.signed.sid))
         else:
             letter.holders.add(node.number)
             node.disk.write([("heard", letter.signed.digest, letter.signed)])
