@@ -34,7 +34,10 @@ from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, Work
 
 
 class Instance:
-    """Instance `seq` of a group. `kept`: secrets of this sid from the disk, by their key."""
+    """Instance `seq` of a group. `kept`: secrets of this sid from the disk, by their key.
+
+    `aborts`: so many instances before it were aborted in a row; `idle`: owners that added nothing up in the last.
+    """
 
     def __init__(
         self,
@@ -47,9 +50,10 @@ class Instance:
         pinned: bool,
         data: bool,
         aborts: int,
+        idle: Parties,
         kept: Mapping[bytes, bytes],
     ) -> None:
-        self.seat = Seat(here, group, seq, prev=prev, pin=pin, pinned=pinned, data=data, aborts=aborts)
+        self.seat = Seat(here, group, seq, prev=prev, pin=pin, pinned=pinned, data=data, aborts=aborts, idle=idle)
         self.sharing = Sharing(self.seat, kept)
         self.starting = Starting(self.seat, self.sharing)
         self.gathering = Gathering(self.seat, self.sharing)
@@ -294,6 +298,11 @@ class Instance:
         value = self.seat.value(START, self._start.decided.value)
         ask = self.seat.asks.get(value.params)
         return Place(self.seat.seq, value, ask.encoded) if ask is not None and ask.encoded else None
+
+    def idle(self) -> Parties:
+        """Owners that have added nothing up."""
+        owners = self.seat.fixed.owners if self.seat.fixed is not None else frozenset[int]()
+        return frozenset(owner for owner in owners if not self.seat.board.says("SUM", owner))
 
     def absent(self) -> Parties:
         """Parties that this instance waits for."""

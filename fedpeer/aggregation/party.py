@@ -239,6 +239,7 @@ class Party:
             pinned=group.pinned,
             data=group.data,
             aborts=aborts,
+            idle=group.instances[-1].idle() if aborts else frozenset(),
             kept={key: raw for key, raw in self._kept.items() if key.startswith(sid)},
         )
         group.instances.append(instance)

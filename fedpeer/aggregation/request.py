@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpeer.aggregation.messages import SumName
-from fedpeer.aggregation.vectors import Vector
+from fedpeer.aggregation.vectors import Prg, Vector
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Terms:
     profile: Literal["byz", "crash"]
     min_parties: int
     stall_s: float
+    prg: Prg
 
 
 @dataclass(frozen=True)

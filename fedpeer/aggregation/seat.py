@@ -171,10 +171,11 @@ class Seat:
         pinned: bool,
         data: bool,
         aborts: int,
+        idle: Parties = frozenset(),
     ) -> None:
         setting = here.setting
         self.here, self.group, self.seq, self.prev, self.pin = here, group, seq, prev, pin
-        self.pinned, self.data, self.aborts = pinned, data, aborts
+        self.pinned, self.data, self.aborts, self.idle = pinned, data, aborts, idle
         self.me, self.n, self.profile = setting.me, setting.profile.n, setting.profile
         self.sid = sid_of(setting.contract, group, seq)
         self.board = Board(self.n)

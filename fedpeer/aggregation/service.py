@@ -69,7 +69,7 @@ class Aggregation:
                 " k INTEGER NOT NULL, asked BLOB NOT NULL, PRIMARY KEY (contract, stage, turn, k)) WITHOUT ROWID",
                 """
                 CREATE TABLE aggregation_party (root BLOB PRIMARY KEY, contract BLOB NOT NULL, parties BLOB NOT NULL,
-                    profile TEXT NOT NULL, min_parties INTEGER NOT NULL, stall_s REAL NOT NULL);
+                    profile TEXT NOT NULL, min_parties INTEGER NOT NULL, stall_s REAL NOT NULL, prg TEXT NOT NULL);
                 CREATE TABLE aggregation_secret (root BLOB NOT NULL, key BLOB NOT NULL, sealed BLOB NOT NULL,
                     PRIMARY KEY (root, key)) WITHOUT ROWID
                 """,
@@ -100,10 +100,10 @@ class Aggregation:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             rows = await self.store.read(
-                lambda tx: tx.all("SELECT contract, parties, profile, min_parties, stall_s FROM aggregation_party")
+                lambda tx: tx.all("SELECT contract, parties, profile, min_parties, stall_s, prg FROM aggregation_party")
             )
-            for contract, parties, name, min_parties, stall_s in rows:
-                await self._driver(contract, codec.decode(parties), Terms(name, min_parties, stall_s))
+            for contract, parties, *terms in rows:
+                await self._driver(contract, codec.decode(parties), Terms(*terms))
             task_status.started()
             await trio.sleep_forever()
 
@@ -153,10 +153,18 @@ class Aggregation:
                 numbers = profile(len(parties), name, min_parties=terms.min_parties)
             except LocalProtocolError as error:
                 raise SumError(error.message) from None
-            row = (root, contract, codec.encode(list(parties)), terms.profile, terms.min_parties, terms.stall_s)
-            driver = self._drivers[root] = _Driver(self, contract, root, parties, numbers, terms.stall_s)
+            row = (
+                root,
+                contract,
+                codec.encode(list(parties)),
+                terms.profile,
+                terms.min_parties,
+                terms.stall_s,
+                terms.prg,
+            )
+            driver = self._drivers[root] = _Driver(self, contract, root, parties, numbers, terms)
             await self.store.write(
-                lambda tx: tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?)", row)
+                lambda tx: tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             )
             assert self._nursery is not None, "sums begin when run() has started"
             self._nursery.start_soon(driver.run)
@@ -173,12 +181,12 @@ class _Driver:
         root: bytes,
         parties: Sequence[str],
         numbers: Profile,
-        stall_s: float,
+        terms: Terms,
     ) -> None:
         self.contract, self.root, self.parties = contract, root, list(parties)
         self.scope = trio.CancelScope()
         self._aggregation, self._mesh, self._store = aggregation, aggregation.mesh, aggregation.store
-        self._numbers, self._stall_s = numbers, stall_s
+        self._numbers, self._stall_s, self._prg = numbers, terms.stall_s, terms.prg
         self._me = self.parties.index(aggregation.identity.id)
         self._prefix = root.hex()[:16] + "/"
         self._position = 0
@@ -196,7 +204,7 @@ class _Driver:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
         numbers = vars(self._numbers).values()
         encoded = codec.encode(
-            [1, list(request.name), request.params, WIDTH, BITS, "aegis256", *numbers, request.group, PINNED]
+            [1, list(request.name), request.params, WIDTH, BITS, self._prg, *numbers, request.group, PINNED]
         )
         ask = Ask(
             request.name,
@@ -214,9 +222,11 @@ class _Driver:
         self._vectors[request.name] = request.vector
         self._asks.append(ask)
         self._ring()
-        while (ended := self._ended.get(request.name)) is None:
-            await self._told.wait()
-        self._vectors.pop(request.name, None)
+        try:
+            while (ended := self._ended.get(request.name)) is None:
+                await self._told.wait()
+        finally:
+            self._vectors.pop(request.name, None)
         if ended.status != "SUM":
             raise self._failure(request, ended)
         path = self._path(ended.sum_hash)
@@ -250,7 +260,8 @@ class _Driver:
                 self._numbers,
                 self._me,
                 [self._key_of(party) for party in self.parties],
-                stall_s=self._stall_s,
+                self._prg,
+                self._stall_s,
                 name_of=lambda party: self._mesh.name_of(self.parties[party]),
             )
             party = Party(setting, self._aggregation.identity.signing, random_bytes, kept)
@@ -332,6 +343,7 @@ class _Driver:
             peer = "" if to is None or to == self._me else self.parties[to]
             self._mesh.publish(tx, self.contract, KIND, _slot(self._prefix, signed), signed.raw, to=peer)
         for digest in step.drop:
+            self._paths.pop(digest, None)
             self._mesh.withdraw(tx, self.contract, digest)
         self._forgotten.update(f"{self._prefix}{sid.hex()[:16]}/" for sid in step.forget)
         for sid in step.forget:
@@ -350,7 +362,9 @@ class _Driver:
         try:
             match work:
                 case Mask():
-                    vector = self._vectors[work.name]
+                    vector = self._vectors.get(work.name)
+                    if vector is None:  # the stage was ended, or its patience: this party drops out
+                        return
                     result: Any = await self._aggregation.run_in_thread(lambda: perform(work, self, vector))
                 case Add() | Unmask():
                     result = await self._aggregation.run_in_thread(lambda: perform(work, self))

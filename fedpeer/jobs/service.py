@@ -29,7 +29,8 @@ import trio
 from fedpeer import artifact, codec, stage
 from fedpeer.aggregation.request import Request, Terms, Total
 from fedpeer.aggregation.service import Aggregation
-from fedpeer.crypto import random_bytes
+from fedpeer.aggregation.vectors import Prg
+from fedpeer.crypto import has_aes, random_bytes
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import (
     Ambiguous,
@@ -569,7 +570,7 @@ class Jobs:
                     archive.pin_snapshot(tx, job.id, stage_id, port, version_of[name])
 
             await self._store.write(pin)
-        return Answer(True, "", tuple(said))
+        return Answer(True, "", tuple(said), has_aes())
 
     # stages
 
@@ -590,7 +591,12 @@ class Jobs:
             job.view.me,
             store=self._store,
             mesh=self._mesh,
-            together=_Together(self._aggregation, job, [peer_of[alias] for alias in role_of]),
+            together=_Together(
+                self._aggregation,
+                job,
+                [peer_of[alias] for alias in role_of],
+                aes=all(answer.aes for answer in self._hear(job).answers.values()),
+            ),
             start_worker=self._start_worker,
             say=lambda event, **facts: self._say(job, event, facts),
             restarts=job.contract.rules.restarts,
@@ -767,10 +773,11 @@ class Jobs:
 class _Together:
     """Sums and agreed values of one stage, among those who have a role in it."""
 
-    def __init__(self, aggregation: Aggregation, job: _Job, parties: Sequence[str]) -> None:
+    def __init__(self, aggregation: Aggregation, job: _Job, parties: Sequence[str], *, aes: bool) -> None:
         rules = job.contract.rules
         self._aggregation, self._contract, self._parties = aggregation, job.id, list(parties)
-        self._terms = Terms(rules.profile, rules.min_parties, rules.stall_s)
+        prg: Prg = "aegis256" if aes else "chacha20"
+        self._terms = Terms(rules.profile, rules.min_parties, rules.stall_s, prg)
 
     async def sum(self, request: Request) -> Total:
         return await self._aggregation.sum(self._contract, self._parties, self._terms, request)
