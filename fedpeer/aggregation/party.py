@@ -237,7 +237,7 @@ class Party:
             elif late and last.decided and last.owing():
                 self._end(group, params, step, "LOST", frozenset(), b"", last.owing())
             elif late:
-                self._end(group, params, step, "WAITING", frozenset(), b"", last.absent())
+                self._end(group, params, step, "WAITING", last.seat.pin or frozenset(), b"", last.absent())
 
     def _end(
         self,

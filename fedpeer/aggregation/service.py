@@ -238,7 +238,7 @@ class _Driver:
             )
         if ended.status == "LOST":
             return SumLost(f"{what} is lost: {names} did not show what is needed to finish it in {self._stall_s:.0f} s")
-        if request.group == "data" and ended.parties:
+        if ended.survivors and ended.parties:
             return SurvivorsChanged(
                 f"{what} waited {self._stall_s:.0f} s for {names}: over other participants it would tell their values",
                 hint="submit a new contract without them; each operator sees what the difference would tell",
