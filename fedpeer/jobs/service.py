@@ -402,7 +402,9 @@ class Jobs:
         heard = self._hear(job)
         if lifecycle.agreed(job.contract, heard):
             job.agreed.set()
-        job.verdict = lifecycle.judge(job.contract, heard, self._seconds(), job.failure, job.common, self._name_of, job.gone)
+        job.verdict = lifecycle.judge(
+            job.contract, heard, self._seconds(), job.failure, job.common, self._name_of, job.gone
+        )
         if job.verdict is not None:
             job.scope.cancel()
 
