@@ -206,6 +206,7 @@ class _Driver:
         self._paths: dict[bytes, Path] = {}
         self._ended: dict[SumName, Ended] = {}
         self._told = trio.Event()
+        self._broken: SumError | None = None
 
     async def sum(self, request: Request) -> Total:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
@@ -239,6 +240,8 @@ class _Driver:
         self._asks.append(ask)
         self.ring()
         while (ended := self._ended.get(request.name)) is None:
+            if self._broken is not None:
+                raise self._broken
             await self._told.wait()
         self._vectors.pop(request.name, None)
         if ended.status != "SUM":
@@ -268,36 +271,49 @@ class _Driver:
     async def run(self) -> None:
         """Until the contract is forgotten."""
         with self.scope:
-            kept, lost = await self._store.read(self._load)
-            setting = Setting(
-                self.root,
-                self._numbers,
-                self._me,
-                [self._key_of(party) for party in self.parties],
-                stall_s=self._stall_s,
-                name_of=lambda party: self._mesh.name_of(self.parties[party]),
-            )
-            party = Party(setting, self._aggregation.identity.signing, random_bytes, kept, lost)
-            self._mesh.refuse(self.contract, lambda record: record.kind == KIND and record.slot[:33] in self._over)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch)
-                while True:
-                    self._bell = trio.Event()
-                    await self._take_in(party)
-                    now = trio.current_time()
-                    step = await self._aggregation.run_in_thread(lambda now=now: party.advance(now))  # type: ignore[misc]
-                    if step:
-                        await self._carry_out(party, step, nursery)
-                    elif not self._bell.is_set():
-                        at = party.wake_at()
-                        with trio.move_on_at(trio.current_time() + 3600 if at is None else at):
-                            await self._bell.wait()
+            try:
+                await self._run()
+            except* LocalProtocolError as group:  # the scope was closed under us, or our records are too many
+                reason = str(group.exceptions[0])
+                self._aggregation.log.warning("sums_ended", contract=self.contract.hex(), reason=reason)
+                self._broken = SumError(f"the sums of this contract cannot go on here: {reason}")
+                self._tell()
+
+    async def _run(self) -> None:
+        kept, lost = await self._store.read(self._load)
+        setting = Setting(
+            self.root,
+            self._numbers,
+            self._me,
+            [self._key_of(party) for party in self.parties],
+            stall_s=self._stall_s,
+            name_of=lambda party: self._mesh.name_of(self.parties[party]),
+        )
+        party = Party(setting, self._aggregation.identity.signing, random_bytes, kept, lost)
+        self._mesh.refuse(self.contract, lambda record: record.kind == KIND and record.slot[:33] in self._over)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            while True:
+                self._bell = trio.Event()
+                await self._take_in(party)
+                now = trio.current_time()
+                step = await self._aggregation.run_in_thread(lambda now=now: party.advance(now))  # type: ignore[misc]
+                if step:
+                    await self._carry_out(party, step, nursery)
+                elif not self._bell.is_set():
+                    at = party.wake_at()
+                    with trio.move_on_at(trio.current_time() + 3600 if at is None else at):
+                        await self._bell.wait()
 
     async def _watch(self) -> None:
         with suppress(LocalProtocolError):  # the scope was closed
             while True:
                 await self._mesh.changed(self.contract)
                 self.ring()
+
+    def _tell(self) -> None:
+        self._told.set()
+        self._told = trio.Event()
 
     def ring(self) -> None:
         self._bell.set()
@@ -341,8 +357,7 @@ class _Driver:
         for ended in step.ended:
             self._ended[ended.name] = ended
         if step.ended:
-            self._told.set()
-            self._told = trio.Event()
+            self._tell()
         for note in step.notes:
             facts = {"sid": note.sid.hex()[:16], "step": note.step, **note.facts}
             self._aggregation.events.publish(f"job:{self.contract.hex()}", "sum", **facts)
