@@ -101,7 +101,10 @@ Status = Literal["SUM", "NOISE", "LOST", "WAITING"]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a sum ended for this party. SUM: the total is the file named `sum_hash`; else `parties` are why."""
+    """How a sum ended for this party. SUM: the total is the file named `sum_hash`; else `parties` are why.
+
+    `survivors` of a sum that waits: those that the group is bound to, if it is.
+    """
 
     name: SumName
     status: Status

@@ -125,9 +125,10 @@ class Rules(codec.Record, frozen=True):
     min_parties: Parties = 3
     """A secure sum over fewer contributors is refused."""
     profile: Profile = "byz"
-    """Whom a sum must survive (PROTOCOL.md). Today's sums need every participant, under either profile."""
+    """Whom a sum must survive (PROTOCOL.md)."""
     stall_s: Stall = 3600
-    """A participant that is not reachable for so long while the job runs ends it."""
+    """A sum that cannot go on without somebody ends the job after so long; so does a message of who is not reachable.
+    Who has not ended when most others have is waited for so long."""
     restarts: Restarts = 2
     """So often a worker that crashed is started again, in each stage."""
 
