@@ -27,7 +27,7 @@ import pyarrow as pa
 import trio
 
 from fedpeer import artifact, codec, stage
-from fedpeer.aggregation.request import Request, Terms, Total
+from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.crypto import random_bytes
 from fedpeer.data.catalog import Catalog
@@ -326,7 +326,7 @@ class Jobs:
         return job
 
     def _first_view(self, read: Contract, body: bytes, created: str) -> JobView:
-        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of)
+        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of, self._stage)
 
     async def _load(self, kept: archive.Kept) -> _Job:
         """A job of the store as it was."""
@@ -768,9 +768,8 @@ class _Together:
     """Sums and agreed values of one stage, among those who have a role in it."""
 
     def __init__(self, aggregation: Aggregation, job: _Job, parties: Sequence[str]) -> None:
-        rules = job.contract.rules
         self._aggregation, self._contract, self._parties = aggregation, job.id, list(parties)
-        self._terms = Terms(rules.profile, rules.min_parties, rules.stall_s)
+        self._terms = job.contract.rules.terms
 
     async def sum(self, request: Request) -> Total:
         return await self._aggregation.sum(self._contract, self._parties, self._terms, request)
