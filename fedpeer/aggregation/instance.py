@@ -205,7 +205,7 @@ class Instance:
         if survivors and self.seat.pinned:
             self.seat.here.log.pins.setdefault(self.seat.group, survivors)
         self.seat.since("committed", now)
-        self.seat.note(step, "committed" if survivors else "aborted", survivors=len(survivors))
+        self.seat.note(step, "committed" if survivors else "aborted", survivors=survivors)
         if not self.seat.muted:
             self.unmasking.release(step, survivors, list(decided.signers))
         if survivors:
@@ -242,7 +242,7 @@ class Instance:
                         prev, pin, aborted=False, params=self.seat.fixed.params, survivors=survivors, sum_hash=sum_hash
                     ),
                 )
-                self.seat.note(step, "final" if status == 0 else "noise")
+                self.seat.note(step, "final" if status == 0 else "noise", survivors=survivors)
                 self.noise = status == 1
                 return
 

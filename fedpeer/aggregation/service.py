@@ -31,7 +31,7 @@ from fedpeer.aggregation import slices, vectors
 from fedpeer.aggregation.agreed import Agreed
 from fedpeer.aggregation.evidence import PINNED
 from fedpeer.aggregation.messages import Signed, SumName, parse
-from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash, profile
+from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.request import Request, Terms, Total
 from fedpeer.aggregation.seat import Ask, Ended, Setting, Step
@@ -165,9 +165,8 @@ class Aggregation:
                     f"a secure sum over {len(parties)} parties would show one what the others have",
                     hint=f"a stage with sums needs at least {MIN_PARTIES} participants",
                 )
-            name = terms.profile if len(parties) > MIN_PARTIES else "crash"
             try:
-                numbers = profile(len(parties), name, min_parties=terms.min_parties)
+                numbers = terms.among(len(parties))
             except LocalProtocolError as error:
                 raise SumError(error.message) from None
             row = (
@@ -364,8 +363,12 @@ class _Driver:
         if step.ended:
             self._tell()
         for note in step.notes:
-            facts = {"sid": note.sid.hex()[:16], "step": note.step, **note.facts}
-            self._aggregation.events.publish(f"job:{self.contract.hex()}", "sum", **facts)
+            facts = {
+                fact: [self.parties[party] for party in sorted(value)] if isinstance(value, frozenset) else value
+                for fact, value in note.facts.items()
+            }
+            topic = f"job:{self.contract.hex()}"
+            self._aggregation.events.publish(topic, "sum", sid=note.sid.hex()[:16], step=note.step, **facts)
 
     def _commit(self, tx: Transaction, step: Step) -> None:
         for key, raw in step.keep.items():

@@ -117,7 +117,7 @@ class Starting:
         ctx = context(self.seat.sid, value.model, value.params, contributors, owners, value.root, pin)
         self.seat.fixed = Fixed(contributors, owners, pin, value.model, value.params, ctx, adverts)
         self.seat.since("started", now)
-        self.seat.note(step, "started", contributors=len(contributors))
+        self.seat.note(step, "started", contributors=contributors)
         return True
 
 

@@ -254,6 +254,7 @@ class Execution:
                 )
             )
             alias_of = {peer: alias for alias, peer in self.peer_of.items()}
+            self.say("sum", stage=self.stage_id, step="total", turn=turn, k=common, survivors=list(total.survivors))
             payload = await self._join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
             await self._journal(turn, k, "sum", asked, payload)
         values, survivors = codec.unpack_value(*split(payload))

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,8 @@ import pyarrow as pa
 import trio
 
 from fedpeer import artifact, codec, stage
-from fedpeer.aggregation.request import Request, Terms, Total
+from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
-from fedpeer.aggregation.vectors import Prg
 from fedpeer.crypto import has_aes, random_bytes
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import (
@@ -329,7 +329,7 @@ class Jobs:
         return job
 
     def _first_view(self, read: Contract, body: bytes, created: str) -> JobView:
-        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of)
+        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of, self._stage)
 
     async def _load(self, kept: archive.Kept) -> _Job:
         """A job of the store as it was."""
@@ -780,10 +780,8 @@ class _Together:
     """Sums and agreed values of one stage, among those who have a role in it."""
 
     def __init__(self, aggregation: Aggregation, job: _Job, parties: Sequence[str], *, aes: bool) -> None:
-        rules = job.contract.rules
         self._aggregation, self._contract, self._parties = aggregation, job.id, list(parties)
-        prg: Prg = "aegis256" if aes else "chacha20"
-        self._terms = Terms(rules.profile, rules.min_parties, rules.stall_s, prg)
+        self._terms = replace(job.contract.rules.terms, prg="aegis256" if aes else "chacha20")
 
     async def sum(self, request: Request) -> Total:
         return await self._aggregation.sum(self._contract, self._parties, self._terms, request)
