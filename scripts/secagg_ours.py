@@ -33,7 +33,7 @@ from fedpeer.crypto import Secret, SigningKey, random_bytes
 
 Seconds = dict[str, float]
 Vector = npt.NDArray[np.uint32]
-PIECE = 1 << 14
+PIECE = 1 << 16
 
 
 class Clock:
@@ -57,19 +57,19 @@ def signing_key(party: int) -> SigningKey:
 
 
 def quantise(x: npt.NDArray[np.float32], d: int, rng: np.random.Generator, bits: int = BITS) -> Vector:
-    """min(2^b - 1, floor(v + u)), v = (clip(x) + c)·((2^b - 1)/(2c)), then zeros up to d elements."""
+    """floor(v + u) within [0, 2^b - 1], v = (x + c)·((2^b - 1)/(2c)), 0 ≤ u < 1; then zeros up to d elements."""
     top = (1 << bits) - 1
     out = np.zeros(d, np.uint32)
-    v = np.empty(PIECE)
+    v, u = np.empty(PIECE), np.empty(PIECE)
     for start in range(0, len(x), PIECE):
         part = x[start : start + PIECE]
-        y = v[: len(part)]
-        np.clip(part, -CLIP, CLIP, out=y)
-        y += CLIP
-        y *= top / (2 * CLIP)
-        y += rng.random(len(part))
-        np.minimum(y, top, out=y)
-        np.copyto(out[start : start + len(part)], y, casting="unsafe")
+        y, chance = v[: len(part)], u[: len(part)]
+        np.multiply(part, top / (2 * CLIP), out=y)
+        rng.random(out=chance)
+        y += chance
+        y += top / 2
+        np.clip(y, 0, top, out=y)
+        out[start : start + len(part)] = y
     return out
 
 
@@ -89,7 +89,7 @@ def same_work(case: Case) -> Seconds:
     sid, ctx = b"s" * 32, b"c" * 32
     near = [case.neighbours(party) for party in range(n)]
     signers = [signing_key(party) for party in range(n)]
-    rng = np.random.Generator(np.random.PCG64())
+    rng = np.random.Generator(np.random.SFC64())
     with clock("set-up"):
         keys = [KeySet.fresh(party, sid, 0, random_bytes) for party in range(n)]
         pks, adv_ids = [key.pk for key in keys], [key.adv_id for key in keys]
@@ -188,7 +188,7 @@ class Recording:
         return Party(self._setting[party], signing_key(party), chance.randbytes, {})
 
     def _vector(self, party: int) -> Vector:
-        return quantise(values(self.case, party), self.d, np.random.Generator(np.random.PCG64(party)), self.bits)
+        return quantise(values(self.case, party), self.d, np.random.Generator(np.random.SFC64(party)), self.bits)
 
     def _record(self) -> None:
         n, now = self.case.n, 0.0
@@ -246,7 +246,7 @@ class Recording:
         """CPU seconds by what was done, of the proposer alone."""
         clock, files, party = Clock(), Files(), self.party(self.me)
         publics = self._setting[self.me].publics
-        x, rng = values(self.case, self.me), np.random.Generator(np.random.PCG64(self.me))
+        x, rng = values(self.case, self.me), np.random.Generator(np.random.SFC64(self.me))
         with clock("quantise"):
             vector = quantise(x, self.d, rng, self.bits)
         ended = False
