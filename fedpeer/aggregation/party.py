@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from fedpeer.aggregation.instance import Ask, Ended, Here, Instance, Outcome, Setting, Step
+from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.messages import Signed
 from fedpeer.aggregation.names import Parties, sid_of
+from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Setting, Step
 from fedpeer.aggregation.work import Work
 from fedpeer.crypto import SigningKey
 from fedpeer.errors import RemoteProtocolError
@@ -34,12 +35,15 @@ MAX_WAITING: Final = 1 << 20
 class Group:
     """The sums that have one survivor set."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, contract: bytes, ask: Ask) -> None:
         self.id, self.pinned, self.data = ask.group, ask.pinned, ask.data
         self.instances: list[Instance] = []
+        self.next_sid = sid_of(contract, ask.group, 0)
         self.asks: dict[bytes, Ask] = {}  # by params
         self.ended: dict[bytes, Ended] = {}  # by params
         self.asked_at: dict[bytes, float] = {}
+        self.owing: set[int] = set()
+        """parties whose secrets its instances wait for"""
         self.wake_at = 0.0
         """when it wants to be looked at though nothing came; at once in the beginning"""
 
@@ -79,7 +83,7 @@ class Party:
         """This party has its vector for a sum; again after every restart. The answer is an `Ended` of a later step."""
         group = self._groups.get(ask.group)
         if group is None:
-            group = self._groups[ask.group] = Group(ask)
+            group = self._groups[ask.group] = Group(self.setting.contract, ask)
         group.asks.setdefault(ask.params, ask)
         group.asked_at.setdefault(ask.params, now)
         group.wake_at = now
@@ -92,7 +96,7 @@ class Party:
             elif signed.digest not in self._log:
                 self._forgotten.add(signed.sid)
                 if signed.sid in self._instances:
-                    self._instances[signed.sid].muted = True
+                    self._instances[signed.sid].seat.muted = True
                 return
         instance = self._instances.get(signed.sid)
         if instance is not None:
@@ -101,7 +105,7 @@ class Party:
             self._room[signed.sender] += len(signed.raw)
             self._waiting[signed.sid].append(signed)
             for group in self._groups.values():
-                if sid_of(self.setting.contract, group.id, len(group.instances)) == signed.sid:
+                if group.next_sid == signed.sid:
                     group.wake_at = 0.0
 
     def _put(self, instance: Instance, signed: Signed) -> None:
@@ -111,26 +115,29 @@ class Party:
             reached[signed.sender] = max((place[0], place[1]), reached.get(signed.sender, (0, 0)))
         with suppress(RemoteProtocolError):  # what no honest party says
             instance.add(signed)
-        self._groups[instance.group].wake_at = 0.0
+        self._groups[instance.seat.group].wake_at = 0.0
 
     def done(self, work: Work, result: Any) -> None:
         """The result of work that a step asked for."""
         if work.sid in self._instances:
             instance = self._instances[work.sid]
             instance.done(work, result)
-            self._groups[instance.group].wake_at = 0.0
+            self._groups[instance.seat.group].wake_at = 0.0
 
     def advance(self, now: float) -> Step:
         """Everything that follows from what is here."""
         step = Step()
+        self._here.debtors = set().union(*(group.owing for group in self._groups.values()))
         for group in list(self._groups.values()):
             if group.wake_at <= now:
+                going_on = [instance for instance in group.instances if instance.outcome is None]
                 self._go_on(group)
                 for instance in group.instances:
                     if not instance.settled:
                         instance.advance(now, step)
                 self._close(group, now, step)
-                group.wake_at = self._next_look(group)
+                over = any(instance.outcome is not None for instance in going_on)
+                group.wake_at = now if over else self._next_look(group)  # an end lets the next begin
         self._forget(step)
         return step
 
@@ -151,17 +158,20 @@ class Party:
             for stage, reached in self._reached.items()
             if len(reached) == self.setting.profile.n
         }
+        totals: set[bytes] = set()
         for group in list(self._groups.values()):
             names = [ask.name for ask in group.asks.values()]
             passed = all((turn, k) < floor.get(stage, (0, 0)) for stage, turn, k in names)
             if passed and not group.data and all(instance.settled for instance in group.instances):
                 del self._groups[group.id]
                 for instance in group.instances:
-                    del self._instances[instance.sid]
-                    self._over.add(instance.sid)
-                    step.forget.append(instance.sid)
-                    if instance.outcome is not None and instance.outcome.sum_hash:
-                        step.drop.append(instance.outcome.sum_hash)
+                    del self._instances[instance.seat.sid]
+                    self._over.add(instance.seat.sid)
+                    step.forget.append(instance.seat.sid)
+                    totals.add(instance.outcome.sum_hash if instance.outcome is not None else b"")
+        if totals:  # equal sums are one file
+            needed = {instance.outcome.sum_hash for instance in self._instances.values() if instance.outcome}
+            step.drop += sorted(totals - needed - {b""})
 
     def _go_on(self, group: Group) -> None:
         """Open the next instance of a group if the one before has ended and somebody wants another."""
@@ -169,7 +179,7 @@ class Party:
         last = group.instances[-1] if group.instances else None
         if last is None or (last.outcome is not None and not last.noise):
             seq = len(group.instances)
-            sid = sid_of(self.setting.contract, group.id, seq)
+            sid = group.next_sid
             decided = {
                 instance.outcome.params
                 for instance in group.instances
@@ -178,11 +188,11 @@ class Party:
             if sid in self._waiting or open_asks.keys() - decided:
                 self._open(group, seq, sid, last.outcome if last else None)
         if group.instances:
-            group.instances[-1].asks.update(open_asks)
+            group.instances[-1].seat.asks.update(open_asks)
             for instance in group.instances[:-1]:
                 outcome = instance.outcome
                 if outcome is not None and outcome.params in open_asks:
-                    instance.asks[outcome.params] = open_asks[outcome.params]
+                    instance.seat.asks[outcome.params] = open_asks[outcome.params]
 
     def _open(self, group: Group, seq: int, sid: bytes, outcome: Outcome | None) -> None:
         aborts = 0
@@ -202,17 +212,17 @@ class Party:
             kept={key: raw for key, raw in self._kept.items() if key.startswith(sid)},
         )
         group.instances.append(instance)
+        group.next_sid = sid_of(self.setting.contract, group.id, seq + 1)
         self._instances[sid] = instance
-        instance.muted = sid in self._forgotten
+        instance.seat.muted = sid in self._forgotten
         for signed in self._waiting.pop(sid, []):
             self._room[signed.sender] -= len(signed.raw)
             self._put(instance, signed)
 
     def _close(self, group: Group, now: float, step: Step) -> None:
         """Tell how sums ended."""
+        group.owing = set().union(*(instance.owing() for instance in group.instances))
         for instance in group.instances:
-            self._here.debtors |= instance.owing() if instance.outcome is None else frozenset()
-            self._here.debtors -= instance.owing() if instance.outcome is not None else frozenset()
             found, outcome = instance.result(), instance.outcome
             if found is not None and outcome is not None and outcome.params in group.asks:
                 self._end(group, outcome.params, step, "SUM", *found)

@@ -26,11 +26,11 @@ import trio
 from fedpeer import codec
 from fedpeer.aggregation import slices, vectors
 from fedpeer.aggregation.agreed import Agreed
-from fedpeer.aggregation.instance import Ask, Ended, Setting, Step
 from fedpeer.aggregation.messages import Signed, SumName, parse
 from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash, profile
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.request import Request, Terms, Total
+from fedpeer.aggregation.seat import Ask, Ended, Setting, Step
 from fedpeer.aggregation.vectors import Vector
 from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, Work, perform
 from fedpeer.crypto import Aead, Buffer, hash_, random_bytes
@@ -193,7 +193,16 @@ class _Driver:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
         params = params_hash(
             codec.encode(
-                [1, list(request.name), request.params, WIDTH, BITS, "aegis256", *vars(self._numbers).values(), request.group]
+                [
+                    1,
+                    list(request.name),
+                    request.params,
+                    WIDTH,
+                    BITS,
+                    "aegis256",
+                    *vars(self._numbers).values(),
+                    request.group,
+                ]
             )
         )
         ask = Ask(
@@ -225,7 +234,7 @@ class _Driver:
         what = f"sum {request.k} of turn {request.turn} of stage {request.stage!r}"
         if ended.status == "NOISE":
             return SumIsNoise(
-                f"{what} is noise: a participant had another history or other parameters, or did not follow the protocol"
+                f"{what} is noise: a participant had another history or other parameters, or broke the protocol"
             )
         if ended.status == "LOST":
             return SumLost(f"{what} is lost: {names} did not show what is needed to finish it in {self._stall_s:.0f} s")
@@ -355,17 +364,15 @@ class _Driver:
         except TrustError as error:
             self._aggregation.log.warning("sum_file_refused", reason=error.message)
             return
-        except LocalProtocolError:
-            return  # the scope was closed
+        except (LocalProtocolError, FileNotFoundError):
+            return  # the scope was closed, or the instance ended and its files were dropped
         self._results.append((work, result))
         self._ring()
 
     async def _fetch(self, digest: bytes, nbytes: int, holders: Sequence[int], digest_of: Callable[..., bytes]) -> bool:
         if not self._store.path_of(digest).exists():
             peers = [self.parties[party] for party in holders]
-            self._paths[digest] = await self._mesh.fetch(
-                self.contract, digest, nbytes, peers, digest_of=digest_of
-            )
+            self._paths[digest] = await self._mesh.fetch(self.contract, digest, nbytes, peers, digest_of=digest_of)
         return True
 
     def _path(self, digest: bytes) -> Path:
@@ -404,8 +411,8 @@ def _files_of(signed: Signed) -> list[bytes]:
 def _verify(record: Record, card: Card) -> None:
     """What the mesh asks before it keeps or passes on a message of a sum."""
     signed = parse(record.body)
-    prefix, slash, rest = record.slot.partition("/")
-    if len(prefix) != 16 or not slash or record.slot != _slot(prefix + "/", signed):
+    prefix = record.slot[:17]
+    if prefix[16:] != "/" or record.slot != _slot(prefix, signed):
         raise RemoteProtocolError("a message of a sum under another name")
     if record.to and signed.kind not in ("SHARE", "SCATTER"):
         raise RemoteProtocolError("a message for all that was addressed to one")
