@@ -3,8 +3,8 @@
 `same_work` does for n parties what one round of SecAgg+ does: keys, shares for k neighbours, one masked vector each,
 the sum, its secrets put together from shares, the masks taken off. Shares are signed and checked, as always.
 
-`Recording` is a whole sum of n real `Party` cores: everything that one of them was told, in order. `replay` tells it to a
-new one with the same chance and times it alone: parsing and verifying every message, votes, sealing and opening
+`Recording` is a whole sum of n real `Party` cores: everything that one of them was told, in order. `replay` tells it
+to a new one with the same chance and times it alone: parsing and verifying every message, votes, sealing and opening
 shares, masking, hashing what it fetches, adding up its slice, recovering secrets, unmasking. Files are in memory; the
 disk and the wire are not in it.
 """
@@ -24,10 +24,10 @@ import numpy.typing as npt
 from secagg_case import BITS, CLIP, Case, check, values
 
 from fedpeer.aggregation import keyset, names, slices, vectors, work
-from fedpeer.aggregation.instance import Ask, Setting, Step
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import Signed, parse
 from fedpeer.aggregation.party import Party
+from fedpeer.aggregation.seat import Ask, Setting, Step
 from fedpeer.aggregation.shamir import Weights
 from fedpeer.crypto import Secret, SigningKey, random_bytes
 
@@ -164,8 +164,6 @@ class Recording:
         """bytes of messages that each party sent, to all others or to one"""
         self.bulk = [0] * n
         """bytes of chunks that each party sent"""
-        self.signatures = 0
-        """verified by the party that is replayed: messages, shares dealt to it, shares opened to it"""
         self.survivors = 0
         self._setting = [
             Setting(b"C" * 32, names.profile(n), party, [signing_key(other).public for other in range(n)])
@@ -175,6 +173,16 @@ class Recording:
         self.me = lead if lead in case.alive else 0
         """the proposer, who does most"""
         self._record()
+
+    @property
+    def signatures(self) -> int:
+        """How many the party that is replayed has to verify: of all messages, and of the shares dealt to it."""
+        return sum(len(turn.came) for turn in self.turns) + self.case.n - 1
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a party sent, on average."""
+        return (sum(self.control) + sum(self.bulk)) / self.case.n
 
     @property
     def ask(self) -> Ask:
