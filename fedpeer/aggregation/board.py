@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from typing import Any, Final
 
+from fedpeer.aggregation.evidence import contradiction
 from fedpeer.aggregation.messages import Acked, Signed
 from fedpeer.aggregation.names import Parties, parties_of
 from fedpeer.errors import RemoteProtocolError
@@ -24,12 +25,6 @@ FEW: Final = 4
 """what is kept of what an honest party says once"""
 MANY: Final = 32
 """what is kept of the rest, in addition to four for each party"""
-
-_ONCE: Final = {"ADVERTISE": "E7", "PREVOTE": "E1", "PRECOMMIT": "E1", "PROPOSAL": "E2", "CUT": "E2"} | {
-    "SUM": "E3",
-    "SCATTER": "E4",
-    "RELEASE": "E6",
-}
 
 
 def slot_of(message: Any) -> Hashable:
@@ -79,9 +74,10 @@ class Board:
         slot = slot_of(message)
         if slot is not None:
             first = self._slots.setdefault((kind, sender, slot), signed)
-            if first is not signed and (kind, sender) not in self._accused:
+            type_ = contradiction(first, signed)
+            if type_ is not None and (kind, sender) not in self._accused:
                 self._accused.add((kind, sender))
-                self.conflicts.append((_ONCE[kind], first, signed))
+                self.conflicts.append((type_, first, signed))
         limit = MANY + 4 * self.n
         if kind == "ADVERTISE" or (kind == "RELEASE" and self.released[sender]):
             limit = FEW

@@ -22,6 +22,7 @@ from typing import Any
 
 from fedpeer.aggregation import keyset, slices
 from fedpeer.aggregation.agreement import Agreement
+from fedpeer.aggregation.evidence import Place, convict
 from fedpeer.aggregation.gathering import Gathering
 from fedpeer.aggregation.messages import COMMIT, START, AbortValue, CommitValue, Signed
 from fedpeer.aggregation.names import Parties, advert_id, bitmap, parties_of
@@ -71,6 +72,11 @@ class Instance:
                     self.sharing.adverts[signed.sender][advert_id(signed.body)] = signed
             case "PROPOSAL" | "PREVOTE" | "PRECOMMIT":
                 (self._start if signed.message.stage == START else self._commit).add(signed)
+            case "EVIDENCE":
+                setting = self.seat.here.setting
+                guilty = convict(signed.message, self.seat.profile, setting.publics, setting.contract)
+                if guilty is not None:
+                    self.seat.here.convicted.add(guilty)
             case "RELEASE" if signed.sender == self.seat.me:
                 survivors = parties_of(signed.message.survivors, self.seat.n)
                 self.seat.here.log.release(self.seat.sid, self.seat.group, survivors, pinned=self.seat.pinned)
@@ -280,6 +286,14 @@ class Instance:
         return (survivors - self.unmasking.b.keys()) | (
             self.seat.fixed.contributors - survivors - self.unmasking.sigma.keys()
         )
+
+    def place(self) -> Place | None:
+        """What shows, in evidence, where in its group this instance is."""
+        if self._start.decided is None:
+            return None
+        value = self.seat.value(START, self._start.decided.value)
+        ask = self.seat.asks.get(value.params)
+        return Place(self.seat.seq, value, ask.encoded) if ask is not None and ask.encoded else None
 
     def absent(self) -> Parties:
         """Parties that this instance waits for."""

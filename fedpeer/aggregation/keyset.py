@@ -301,6 +301,14 @@ class KeySet:
         key = self._share_key(self.party, holder, self.epk, holder_epk)
         return key.seal(_NONCE, plaintext, self._associated(self.party, self.adv_id, holder_adv_id))
 
+    def own_share(self, t: int, n: int, signer: SigningKey) -> HeldShare:
+        """What this party holds of its own secrets: as of anybody's, and as long as it has the keys."""
+        share_b = self._share("b", self.b, self.party, t)
+        share_s = self._share("s", self.sigma, self.party, t) if n > MIN_PARTIES else NO_SHARE
+        digests = share_digests(share_b, share_s)
+        signature = signer.sign("SHARE", share_body(self.sid, self.adv_id, self.party, *digests), label=LABEL)
+        return HeldShare(self.party, self.adv_id, Secret(share_b), Secret(share_s), *digests, signature)
+
     def open_share(
         self, dealer: int, dealer_adv_id: bytes, dealer_epk: bytes, ciphertext: bytes, dealer_public: bytes, n: int
     ) -> HeldShare:

@@ -170,7 +170,7 @@ class Release(Message, frozen=True):
 
     ctx: Digest
     survivors: Set
-    shares: Annotated[list[Opened], msgspec.Meta(max_length=MAX_PARTIES)]
+    shares: Annotated[list[Opened], msgspec.Meta(max_length=MAX_PARTIES // 2)]  # q survive; two of these are evidence
 
 
 class Open(Message, frozen=True):
@@ -218,7 +218,7 @@ KINDS: Final[dict[str, tuple[type[Message], int]]] = {  # kind → its fields, t
     "RECEIPT": (Receipt, 256),
     "CUT": (Cut, 256),
     "SUM": (Added, 320),
-    "RELEASE": (Release, 320 + 150 * MAX_PARTIES),
+    "RELEASE": (Release, 320 + 150 * (MAX_PARTIES // 2)),
     "OPEN": (Open, 256),
     "SHARE_B": (ShareB, 320 + 150 * MAX_PARTIES),
     "FINAL": (Finished, 320),

@@ -63,6 +63,8 @@ class Ask:
     data: bool = False
     """computed from the data alone: who is left out of the first instance is out for the contract"""
     pinned: bool = True
+    encoded: bytes = b""
+    """what `params` is the hash of; it is shown in evidence"""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import trio
 from fedpeer import codec
 from fedpeer.aggregation import slices, vectors
 from fedpeer.aggregation.agreed import Agreed
+from fedpeer.aggregation.evidence import PINNED
 from fedpeer.aggregation.messages import Signed, SumName, parse
 from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash, profile
 from fedpeer.aggregation.party import Party
@@ -188,34 +189,27 @@ class _Driver:
         self._paths: dict[bytes, Path] = {}
         self._ended: dict[SumName, Ended] = {}
         self._told = trio.Event()
+        self._forgotten: set[str] = set()  # beginnings of slots
+        self._mesh.refuse(contract, lambda record: record.kind == KIND and record.slot[:34] in self._forgotten)
 
     async def sum(self, request: Request) -> Total:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
-        params = params_hash(
-            codec.encode(
-                [
-                    1,
-                    list(request.name),
-                    request.params,
-                    WIDTH,
-                    BITS,
-                    "aegis256",
-                    *vars(self._numbers).values(),
-                    request.group,
-                ]
-            )
+        numbers = vars(self._numbers).values()
+        encoded = codec.encode(
+            [1, list(request.name), request.params, WIDTH, BITS, "aegis256", *numbers, request.group, PINNED]
         )
         ask = Ask(
             request.name,
             group,
             request.history,
             request.turn_history,
-            params,
+            params_hash(encoded),
             len(request.vector),
             request.used,
             WIDTH,
             BITS,
             data=request.group == "data",
+            encoded=encoded,
         )
         self._vectors[request.name] = request.vector
         self._asks.append(ask)
@@ -292,6 +286,8 @@ class _Driver:
     def _take_in(self, party: Party, *, logged: bool) -> None:
         """What came since the last look. `logged`: what is here of ours is our log of the last run."""
         now = trio.current_time()
+        if self._asks and party.overflowed:  # what was far ahead then may be wanted now
+            self._position, party.overflowed = 0, False
         new, self._position = self._mesh.since(self.contract, KIND, self._position)
         for sender, slot, body in new:
             if slot.startswith(self._prefix):
@@ -337,6 +333,7 @@ class _Driver:
             self._mesh.publish(tx, self.contract, KIND, _slot(self._prefix, signed), signed.raw, to=peer)
         for digest in step.drop:
             self._mesh.withdraw(tx, self.contract, digest)
+        self._forgotten.update(f"{self._prefix}{sid.hex()[:16]}/" for sid in step.forget)
         for sid in step.forget:
             self._mesh.discard_under(tx, self.contract, KIND, f"{self._prefix}{sid.hex()[:16]}/")
 

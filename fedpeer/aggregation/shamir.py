@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from typing import Final
 
 from fedpeer.errors import LocalProtocolError, TrustError
@@ -74,8 +75,8 @@ class Weights:
         """
         if len(shares) != len(self._weights):
             raise LocalProtocolError("as many shares as holders")
-        if not all(map(is_element, shares)):
+        values = [int.from_bytes(share, "little") for share in shares]
+        if any(len(share) != ELEMENT_BYTES for share in shares) or max(values) >= P:
             raise TrustError("a share that is no element of the field")
-        values = (int.from_bytes(share, "little") for share in shares)
-        total = sum(weight * value for weight, value in zip(self._weights, values, strict=True))
+        total: int = sum(map(mul, self._weights, values))
         return (total % P).to_bytes(ELEMENT_BYTES, "little")

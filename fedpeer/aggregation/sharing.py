@@ -71,6 +71,12 @@ class Sharing:
         assert self.keys is not None
         return self.keys.adv_id if self.keys.adv_id in self.adverts[self.seat.me] else None
 
+    def share_of(self, advert: bytes) -> HeldShare | None:
+        """Our share of the secrets behind this advert, our own included."""
+        if self.keys is not None and self.keys.adv_id == advert:
+            return self.keys.own_share(self.seat.profile.t, self.seat.n, self.seat.here.signer)
+        return self.shares.get(advert)
+
     def close(self, step: Step) -> None:
         """START is decided: no share is dealt or opened any more."""
         if self.keys is not None and self.keys.e is not None:

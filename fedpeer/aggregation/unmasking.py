@@ -16,6 +16,7 @@ from itertools import combinations, islice
 from typing import Final
 
 from fedpeer.aggregation import keyset
+from fedpeer.aggregation.evidence import Dealt, bad_dealing
 from fedpeer.aggregation.gathering import Gathering
 from fedpeer.aggregation.keyset import Which
 from fedpeer.aggregation.messages import CommitValue
@@ -40,6 +41,7 @@ class Unmasking:
         self.b: dict[int, Secret] = {}
         self.sigma: dict[int, Secret] = {}
         self.total: tuple[int, bytes] | None = None
+        self._accused: set[int] = set()
 
     def release(self, step: Step, survivors: Parties, voters: Sequence[int]) -> None:
         fixed = self.seat.fixed
@@ -52,7 +54,7 @@ class Unmasking:
             return
         shares = []
         for dealer in sorted(fixed.contributors - survivors if survivors else ()):
-            share = self.sharing.shares.get(fixed.ids[dealer])
+            share = self.sharing.share_of(fixed.ids[dealer])
             may_share_sigma(self.seat.terms(), survivors, dealer)
             if share is not None:
                 shares.append(share.opened("s"))
@@ -81,7 +83,7 @@ class Unmasking:
         shared = {entry[0] for signed in self.seat.board.by("SHARE_B", self.seat.me) for entry in signed.message.shares}
         entries = []
         for dealer in missing:
-            share = self.sharing.shares.get(fixed.ids[dealer])
+            share = self.sharing.share_of(fixed.ids[dealer])
             if share is not None and dealer not in shared:
                 may_share_b(log, self.seat.profile, self.seat.sid, survivors, released, dealer)
                 entries.append(share.opened("b"))
@@ -118,6 +120,7 @@ class Unmasking:
         assert fixed is not None
         advert, public = fixed.ids[dealer], self.seat.here.setting.publics[dealer]
         shares: dict[int, bytes] = {}
+        dealt: list[Dealt] = []
         for signed in self.seat.board.all(kind):
             for entry in signed.message.shares:
                 if entry[0] == dealer and signed.sender not in shares and signed.message.ctx == fixed.ctx:
@@ -128,6 +131,7 @@ class Unmasking:
                     except TrustError:
                         continue
                     shares[signed.sender] = entry[1]
+                    dealt.append(Dealt(signed.sender, which, entry[1], entry[2], entry[3]))
         tried = ("recovered", which, dealer, len(shares))
         if len(shares) < self.seat.profile.t or tried in self.seat.working:
             return
@@ -138,6 +142,11 @@ class Unmasking:
                 if not self.seat.muted:
                     self.seat.say(step, "OPEN", dealer, advert, which, secret)
                 return
+        self.seat.here.convicted.add(dealer)  # it signed shares of nothing
+        if not self.seat.muted and dealer not in self._accused:
+            self._accused.add(dealer)
+            proof = bad_dealing(fixed.adverts[dealer], dealt[: self.seat.profile.t])
+            self.seat.say(step, "EVIDENCE", "E5", proof)
 
     def unmask(self, step: Step, value: CommitValue, survivors: Parties) -> None:
         fixed, ask = self.seat.fixed, self.seat.ask
