@@ -122,8 +122,10 @@ class Instance:
         if self._fix(now, step):
             if not self.seat.muted:
                 self.gathering.scatter(step)
-                self.gathering.add_up(now, step)
-            self.gathering.gather(step)
+                if self._commit.decided is None:
+                    self.gathering.add_up(now, step)
+            if self.unmasking.total is None:
+                self.gathering.gather(step)
             if not self.seat.muted:
                 self._agree_on_commit(now, step)
             self._conclude(now, step)

@@ -60,7 +60,9 @@ class Starting:
             chosen = {party: advert for party, advert in chosen.items() if party in self.seat.pin}
         while len(chosen) >= self.seat.profile.m_min:
             lacking = [
-                party for party, (advert, _) in chosen.items() if not self.sharing.available(party, advert, chosen)
+                party
+                for party, (advert, _) in chosen.items()
+                if not self.sharing.available(party, advert, chosen.keys())
             ]
             if not lacking:
                 break
