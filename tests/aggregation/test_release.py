@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -21,11 +24,14 @@ from hypothesis.stateful import (
 )
 
 from fedpeer.aggregation import release
+from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.messages import START, Signed
 from fedpeer.aggregation.names import Parties, Profile, profile
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.release import Decided, Log, Refused
-from fedpeer.errors import LocalProtocolError
+from fedpeer.aggregation.seat import Step
+from fedpeer.crypto import Secret
+from fedpeer.errors import LocalProtocolError, RemoteProtocolError
 from fedpeer.testing.sums.faults import EVERYTHING, Faults, Liar
 from fedpeer.testing.sums.world import Sum, World
 
@@ -283,14 +289,15 @@ class Group(RuleBasedStateMachine):
         honest = {party: [s for of, s in disk if of == sid] for party, disk in self.disks.items()}
         return honest | {liar: self.named() for liar in self.liars}
 
-    @rule(data=st.data(), seq=st.integers(0, 2))
+    @rule(data=st.data(), seq=st.integers(0, 5))
     def show(self, data: st.DataObject, seq: int) -> None:
         """Some parties are shown a certificate, each under a START of its own, and say what the rules let them say."""
         sid = bytes([seq]) * 32
-        survivors = data.draw(st.sampled_from([frozenset[int](), self.some(data, self.p.m_min - 1), *self.named()]))
-        for party in data.draw(st.sets(st.sampled_from(self.honest)), label="parties"):
+        some = self.some(data, self.p.m_min - 1)
+        survivors = data.draw(st.sampled_from([some, some, *self.named(), frozenset[int]()]), label="survivors")
+        votes = range(data.draw(st.sampled_from([self.p.q, self.p.n, self.p.q, self.p.q - 1]), label="votes"))
+        for party in set(self.honest) - data.draw(st.sets(st.sampled_from(self.honest), max_size=2), label="but"):
             decided = self.start(data, sid, survivors or frozenset(range(self.p.n)))
-            votes = range(data.draw(st.sampled_from([self.p.q, self.p.n, self.p.q - 1]), label="votes"))
             try:
                 release.may_release(self.logs[party], self.p, decided, survivors, votes)
             except Refused:
@@ -300,14 +307,12 @@ class Group(RuleBasedStateMachine):
             self.disks[party].append((sid, survivors))  # on disk, then said
             self.logs[party].release(sid, GROUP, survivors, pinned=True)
 
-    @rule(data=st.data(), seq=st.integers(0, 2))
-    def hear(self, data: st.DataObject, seq: int) -> None:
+    @rule(deaf_to=st.sets(st.integers(0, 6), max_size=2))
+    def hear(self, deaf_to: set[int]) -> None:
         """Parties look whether they may open; they heard everything, or nothing of some."""
-        sid = bytes([seq]) * 32
-        deaf = data.draw(st.sets(st.integers(0, self.p.n - 1), max_size=2), label="deaf to")
-        said = {party: named for party, named in self.said(sid).items() if party not in deaf}
         for party in self.honest:
-            for survivors in {s for of, s in self.disks[party] if of == sid}:
+            for sid, survivors in set(self.disks[party]):
+                said = {party: named for party, named in self.said(sid).items() if party not in deaf_to}
                 try:
                     release.may_open(self.logs[party], self.p, sid, survivors, said)
                 except Refused:
@@ -354,7 +359,7 @@ class Group(RuleBasedStateMachine):
 
 def test_at_most_one_set_is_ever_opened_in_a_group_whatever_the_agreement_says() -> None:
     run_state_machine_as_test(Group, settings=settings(max_examples=80, stateful_step_count=25, deadline=None))
-    assert Group.openings > 80
+    assert Group.openings > 20, Group.openings
 
 
 def test_a_group_without_a_pin_may_open_several_sets_but_an_instance_one() -> None:
@@ -375,61 +380,79 @@ def test_a_group_without_a_pin_may_open_several_sets_but_an_instance_one() -> No
 
 
 class Watching(Party):
-    """A party that looks, after every message, whether a value that was valid still is."""
+    """A party that, whenever a value becomes valid, hears all that was ever said of the instance, in any order.
 
-    checked = turned = 0
+    What is added is everything in the record of the same world, run before: votes and their contradictions, evidence,
+    second adverts and sums, messages of the instance's end.
+    """
+
+    record: ClassVar[dict[bytes, list[Signed]]] = {}
+    chance: ClassVar[Random] = Random()
+    seen: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._now = 0.0
-        self._valid: dict[tuple[bytes, str, int], list[Any]] = {}
+        self._tried: set[tuple[bytes, bytes]] = set()
 
-    def add(self, signed: Signed, *, logged: bool = False) -> None:
-        super().add(signed, logged=logged)
-        self._look(signed)
-
-    def advance(self, now: float) -> Any:
-        self._now = now
+    def advance(self, now: float) -> Step:
         step = super().advance(now)
-        self._look(None)
+        for sid, instance in self._instances.items():
+            for proposal in list(instance.seat.board.all("PROPOSAL")):
+                key = sid, proposal.digest
+                if instance.outcome is None and key not in self._tried and valid(instance, proposal, now):
+                    self._tried.add(key)
+                    self._hear_everything(instance, proposal, now)
         return step
 
-    def _look(self, signed: Signed | None) -> None:
-        cause = "what followed" if signed is None else f"a {signed.kind} of party {signed.sender}"
-        for sid, instance in self._instances.items():
-            if instance.outcome is not None:
-                continue
-            alarms = list(instance.seat.alarms)
-            for proposal in instance.seat.board.all("PROPOSAL"):
-                raw, stage = proposal.message.value, proposal.message.stage
-                key = sid, stage, id(raw)
-                if stage == START:
-                    valid = instance.starting.valid(raw)
-                elif instance.seat.fixed is not None:
-                    valid = instance._valid_commit(raw, self._now)
-                else:
-                    continue
-                Watching.checked += valid
-                Watching.turned += valid and key not in self._valid
-                assert valid or key not in self._valid, f"{stage} {raw} is no longer valid after {cause}"
-                if valid:
-                    self._valid[key] = raw  # kept, so that its id stays its own
-            instance.seat.alarms = alarms
+    def _hear_everything(self, instance: Instance, proposal: Signed, now: float) -> None:
+        here = instance.seat.here
+        copy = deepcopy(instance, {id(kept): kept for kept in (here.signer, here.setting)})
+        record = list(self.record[instance.seat.sid])
+        self.chance.shuffle(record)
+        for signed in record:
+            with suppress(RemoteProtocolError):
+                copy.add(signed)
+            if signed.kind == "SUM":
+                copy.seat.files.add(signed.message.digest)  # its bytes come, too
+            assert valid(copy, proposal, now), f"{proposal.message.value} is no longer valid after a {signed.kind}"
+        self.seen.update([proposal.message.value[0], "convicted"][: 1 + bool(copy.seat.here.convicted)])
 
 
-EVERY_LIE = Liar(twice=EVERYTHING)
+def valid(instance: Instance, proposal: Signed, now: float) -> bool:
+    """What a party would say of this value if it had to vote on it now."""
+    alarms = list(instance.seat.alarms)
+    try:
+        if proposal.message.stage == START:
+            return instance.starting.valid(proposal.message.value)
+        return instance.seat.fixed is not None and instance._valid_commit(proposal.message.value, now)
+    finally:
+        instance.seat.alarms = alarms
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_no_message_makes_what_was_valid_invalid(seed: int) -> None:
-    Watching.checked = Watching.turned = 0
-    if seed < 4:  # whoever leads at first lies about everything, or its twin does
-        faults = Faults(
-            loss=0.1, duplication=0.2, reordering=0.3, liars={seed: Liar(twin=True) if seed % 2 else EVERY_LIE}
-        )
-        outcome = World(seed, n=4, faults=faults, core=Watching).run()
-    else:
-        outcome = World(100 + seed, core=Watching).run()
-    assert not outcome.failures, outcome.failures
-    assert Watching.turned > 0
-    assert Watching.checked > 10 * Watching.turned
+LIES: list[Liar] = [
+    *(Liar(twice=frozenset({kind})) for kind in ("PREVOTE", "PRECOMMIT", "ADVERTISE", "READY", "SUM", "SCATTER")),
+    Liar(twice=EVERYTHING),
+    Liar(twin=True),
+]
+
+
+def world(seed: int, **changed: Any) -> World:
+    """One of four parties lies in one way, mostly so late that it contributes when it is found out; then drawn ones."""
+    if seed >= len(LIES):
+        return World(100 + seed, **changed)
+    return World(seed, n=4, faults=Faults(0.1, 0.2, 0.3, liars={seed % 4: LIES[seed % len(LIES)]}), **changed)
+
+
+def test_no_message_makes_what_was_valid_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Secret, "__deepcopy__", lambda secret, _memo: secret, raising=False)  # a copy knows the same
+    Watching.seen.clear()
+    for seed in range(len(LIES) + 4):
+        first = world(seed)
+        outcome = first.run()
+        Watching.record, Watching.chance = defaultdict(list), Random(seed)
+        for said in first.transcript:
+            Watching.record[said.signed.sid].append(said.signed)
+        again = world(seed, core=Watching).run()
+        assert not again.failures, again.failures
+        assert again.fingerprint == outcome.fingerprint  # looking changed nothing
+    assert min(Watching.seen[kind] for kind in ("U", "S", "convicted")) > 10, Watching.seen
