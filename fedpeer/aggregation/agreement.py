@@ -152,8 +152,8 @@ class Agreement:
         if first.body != signed.body:
             self._pairs.setdefault(slot, (first, signed))
         self._newest[party] = max(view, self._newest.get(party, 0))
-        if party == self._me and view > self.view:
-            self.view, self.started, self._deadlines = view, False, {}
+        if party == self._me:
+            self.view = max(view, self.view)
 
     def settle(self, decision: Decision) -> None:
         """Take a decision whose certificate was checked. Raises TrustError if it is not the one that was made here."""

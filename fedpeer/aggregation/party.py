@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from fedpeer.aggregation.evidence import two_releases
 from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.messages import Signed
-from fedpeer.aggregation.names import Parties, sid_of
+from fedpeer.aggregation.names import Parties, parties_of, sid_of
 from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Setting, Step
 from fedpeer.aggregation.work import Work
 from fedpeer.crypto import SigningKey
@@ -35,14 +36,18 @@ MAX_WAITING: Final = 1 << 20
 class Group:
     """The sums that have one survivor set."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, contract: bytes, ask: Ask) -> None:
         self.id, self.pinned, self.data = ask.group, ask.pinned, ask.data
         self.instances: list[Instance] = []
+        self.next_sid = sid_of(contract, ask.group, 0)
         self.asks: dict[bytes, Ask] = {}  # by params
         self.ended: dict[bytes, Ended] = {}  # by params
         self.asked_at: dict[bytes, float] = {}
         self.owing: set[int] = set()
         """parties whose secrets its instances wait for"""
+        self.released: dict[int, tuple[Instance, Signed]] = {}
+        """what a party released for first, not counting aborts"""
+        self.accused: set[int] = set()
         self.wake_at = 0.0
         """when it wants to be looked at though nothing came; at once in the beginning"""
 
@@ -59,8 +64,11 @@ class Party:
         signer: SigningKey,
         random: Callable[[int], bytes],
         kept: Mapping[bytes, bytes],
+        lost: Collection[bytes] = (),
     ) -> None:
         self.setting = setting
+        self.overflowed = False
+        """messages of instances that are not known yet were dropped for want of room: add them again later"""
         self._here = Here(setting, signer, random)
         self._kept = dict(kept)
         self._groups: dict[bytes, Group] = {}
@@ -70,8 +78,9 @@ class Party:
         self._log: set[bytes] = set()  # digests of our own messages that are on disk
         self._reached: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)  # stage → party → (turn, k)
         self._over: set[bytes] = set()  # forgotten
-        self._forgotten: set[bytes] = set()
-        """instances in which this party said what its log does not know"""
+        self._evidence: list[tuple[Instance, list[bytes]]] = []  # not yet told
+        self.lost: set[bytes] = set(lost)
+        """instances in which this party said what its log does not know; keep them for the next Party"""
 
     @property
     def convicted(self) -> Parties:
@@ -82,7 +91,7 @@ class Party:
         """This party has its vector for a sum; again after every restart. The answer is an `Ended` of a later step."""
         group = self._groups.get(ask.group)
         if group is None:
-            group = self._groups[ask.group] = Group(ask)
+            group = self._groups[ask.group] = Group(self.setting.contract, ask)
         group.asks.setdefault(ask.params, ask)
         group.asked_at.setdefault(ask.params, now)
         group.wake_at = now
@@ -93,18 +102,22 @@ class Party:
             if logged:
                 self._log.add(signed.digest)
             elif signed.digest not in self._log:
-                self._forgotten.add(signed.sid)
+                self.lost.add(signed.sid)
                 if signed.sid in self._instances:
                     self._instances[signed.sid].seat.muted = True
                 return
         instance = self._instances.get(signed.sid)
         if instance is not None:
             self._put(instance, signed)
-        elif signed.sid not in self._over and self._room[signed.sender] + len(signed.raw) <= MAX_WAITING:
+        elif signed.sid in self._over:
+            return
+        elif self._room[signed.sender] + len(signed.raw) > MAX_WAITING:
+            self.overflowed = True
+        else:
             self._room[signed.sender] += len(signed.raw)
             self._waiting[signed.sid].append(signed)
             for group in self._groups.values():
-                if sid_of(self.setting.contract, group.id, len(group.instances)) == signed.sid:
+                if group.next_sid == signed.sid:
                     group.wake_at = 0.0
 
     def _put(self, instance: Instance, signed: Signed) -> None:
@@ -114,7 +127,23 @@ class Party:
             reached[signed.sender] = max((place[0], place[1]), reached.get(signed.sender, (0, 0)))
         with suppress(RemoteProtocolError):  # what no honest party says
             instance.add(signed)
+            if signed.kind == "RELEASE":
+                self._compare(self._groups[instance.seat.group], instance, signed)
         self._groups[instance.seat.group].wake_at = 0.0
+
+    def _compare(self, group: Group, instance: Instance, signed: Signed) -> None:
+        """R7: no honest party releases for two sets of survivors in one group."""
+        survivors = parties_of(signed.message.survivors, self.setting.profile.n)
+        if not survivors or not group.pinned:
+            return
+        before, first = group.released.setdefault(signed.sender, (instance, signed))
+        if first.message.survivors != signed.message.survivors and signed.sender not in group.accused:
+            group.accused.add(signed.sender)
+            self._here.convicted.add(signed.sender)
+            places = before.place(), instance.place()
+            if places[0] is not None and places[1] is not None:
+                proof = two_releases(first, signed, group.id, (places[0], places[1]))
+                self._evidence.append((instance, proof))
 
     def done(self, work: Work, result: Any) -> None:
         """The result of work that a step asked for."""
@@ -129,8 +158,8 @@ class Party:
         self._here.debtors = set().union(*(group.owing for group in self._groups.values()))
         for group in list(self._groups.values()):
             if group.wake_at <= now:
-                going_on = [instance for instance in group.instances if instance.outcome is None]
                 self._go_on(group)
+                going_on = [instance for instance in group.instances if instance.outcome is None]
                 for instance in group.instances:
                     if not instance.settled:
                         instance.advance(now, step)
@@ -138,6 +167,9 @@ class Party:
                 over = any(instance.outcome is not None for instance in going_on)
                 group.wake_at = now if over else self._next_look(group)  # an end lets the next begin
         self._forget(step)
+        for instance, proof in self._evidence:
+            instance.seat.say(step, "EVIDENCE", "E6", proof)
+        self._evidence.clear()
         return step
 
     def wake_at(self) -> float | None:
@@ -157,6 +189,7 @@ class Party:
             for stage, reached in self._reached.items()
             if len(reached) == self.setting.profile.n
         }
+        totals: set[bytes] = set()
         for group in list(self._groups.values()):
             names = [ask.name for ask in group.asks.values()]
             passed = all((turn, k) < floor.get(stage, (0, 0)) for stage, turn, k in names)
@@ -166,8 +199,10 @@ class Party:
                     del self._instances[instance.seat.sid]
                     self._over.add(instance.seat.sid)
                     step.forget.append(instance.seat.sid)
-                    if instance.outcome is not None and instance.outcome.sum_hash:
-                        step.drop.append(instance.outcome.sum_hash)
+                    totals.add(instance.outcome.sum_hash if instance.outcome is not None else b"")
+        if totals:  # equal sums are one file
+            needed = {instance.outcome.sum_hash for instance in self._instances.values() if instance.outcome}
+            step.drop += sorted(totals - needed - {b""})
 
     def _go_on(self, group: Group) -> None:
         """Open the next instance of a group if the one before has ended and somebody wants another."""
@@ -175,7 +210,7 @@ class Party:
         last = group.instances[-1] if group.instances else None
         if last is None or (last.outcome is not None and not last.noise):
             seq = len(group.instances)
-            sid = sid_of(self.setting.contract, group.id, seq)
+            sid = group.next_sid
             decided = {
                 instance.outcome.params
                 for instance in group.instances
@@ -205,11 +240,13 @@ class Party:
             pinned=group.pinned,
             data=group.data,
             aborts=aborts,
+            idle=group.instances[-1].idle() if aborts else frozenset(),
             kept={key: raw for key, raw in self._kept.items() if key.startswith(sid)},
         )
         group.instances.append(instance)
+        group.next_sid = sid_of(self.setting.contract, group.id, seq + 1)
         self._instances[sid] = instance
-        instance.seat.muted = sid in self._forgotten
+        instance.seat.muted = sid in self.lost
         for signed in self._waiting.pop(sid, []):
             self._room[signed.sender] -= len(signed.raw)
             self._put(instance, signed)
@@ -232,7 +269,7 @@ class Party:
             elif late and last.decided and last.owing():
                 self._end(group, params, step, "LOST", frozenset(), b"", last.owing())
             elif late:
-                self._end(group, params, step, "WAITING", frozenset(), b"", last.absent())
+                self._end(group, params, step, "WAITING", last.seat.pin or frozenset(), b"", last.absent())
 
     def _end(
         self,

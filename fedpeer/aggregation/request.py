@@ -7,7 +7,7 @@ from typing import Literal
 
 from fedpeer.aggregation.messages import SumName
 from fedpeer.aggregation.names import MIN_PARTIES, Profile, profile
-from fedpeer.aggregation.vectors import Vector
+from fedpeer.aggregation.vectors import Prg, Vector
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Terms:
     profile: Literal["byz", "crash"]
     min_parties: int
     stall_s: float
+    prg: Prg = "chacha20"
+    """"aegis256" where every participant's processor does AES"""
 
     def among(self, n: int) -> Profile:
         """The numbers of a sum of n parties; three parties have the profile "crash" only.

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from fedpeer.aggregation.board import Board
-from fedpeer.aggregation.messages import Signed, Stage, SumName, id_of, sign, value_of
+from fedpeer.aggregation.messages import Signed, Stage, SumName, sign, value_of
 from fedpeer.aggregation.names import Parties, Profile, advert_id, proposer, sid_of
 from fedpeer.aggregation.release import Decided, Log
 from fedpeer.aggregation.vectors import Prg, Width
@@ -62,6 +63,8 @@ class Ask:
     data: bool = False
     """computed from the data alone: who is left out of the first instance is out for the contract"""
     pinned: bool = True
+    encoded: bytes = b""
+    """what `params` is the hash of; it is shown in evidence"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ Status = Literal["SUM", "NOISE", "LOST", "WAITING"]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a sum ended for this party. SUM: the total is the file named `sum_hash`; else `parties` are why."""
+    """How a sum ended for this party. SUM: the total is the file named `sum_hash`; else `parties` are why.
+
+    `survivors` of a sum that waits: those that the group is bound to, if it is.
+    """
 
     name: SumName
     status: Status
@@ -144,10 +150,12 @@ class Fixed:
     ctx: bytes
     adverts: Mapping[int, Signed]
 
-    def advert(self, party: int) -> bytes:
-        return advert_id(self.adverts[party].body)
+    @cached_property
+    def ids(self) -> dict[int, bytes]:
+        """the name of the key set by contributor"""
+        return {party: advert_id(signed.body) for party, signed in self.adverts.items()}
 
-    @property
+    @cached_property
     def publics(self) -> dict[int, bytes]:
         """pk by contributor"""
         return {party: signed.message.pk for party, signed in self.adverts.items()}
@@ -167,13 +175,15 @@ class Seat:
         pinned: bool,
         data: bool,
         aborts: int,
+        idle: Parties = frozenset(),
     ) -> None:
         setting = here.setting
         self.here, self.group, self.seq, self.prev, self.pin = here, group, seq, prev, pin
-        self.pinned, self.data, self.aborts = pinned, data, aborts
+        self.pinned, self.data, self.aborts, self.idle = pinned, data, aborts, idle
         self.me, self.n, self.profile = setting.me, setting.profile.n, setting.profile
         self.sid = sid_of(setting.contract, group, seq)
         self.board = Board(self.n)
+        self._first_leader = proposer(setting.contract, group, seq, 0, self.n)
         self.asks: dict[bytes, Ask] = {}
         """what this party has asked of the group, by params"""
         self.fixed: Fixed | None = None
@@ -185,10 +195,10 @@ class Seat:
         self.times: dict[str, float] = {}
         self.alarms: list[float] = []
         self._told: set[str] = set()
-        self._values: dict[bytes, Any] = {}
+        self._values: dict[int, tuple[list[Any], Any]] = {}  # by the identity of the list, which is kept
 
     def leader(self, view: int) -> int:
-        return proposer(self.here.setting.contract, self.group, self.seq, view, self.n)
+        return (self._first_leader + view) % self.n
 
     def key(self, what: str, advert: bytes = b"") -> bytes:
         return self.sid + what.encode() + advert
@@ -223,13 +233,15 @@ class Seat:
 
     def value(self, stage: Stage, raw: list[Any]) -> Any:
         """The typed value, None for what is none."""
-        key = id_of(stage, raw)
-        if key not in self._values and len(self._values) < TRIES:
+        if id(raw) not in self._values:
             try:
-                self._values[key] = value_of(stage, raw)
+                value = value_of(stage, raw)
             except RemoteProtocolError:
-                self._values[key] = None
-        return self._values.get(key)
+                value = None
+            if len(self._values) == TRIES:
+                return value
+            self._values[id(raw)] = raw, value
+        return self._values[id(raw)][1]
 
     @property
     def ask(self) -> Ask | None:

@@ -128,7 +128,8 @@ class Mesh:
         self._since: dict[str, str] = {}
         self._errors: dict[str, str] = {}
         self._seals: dict[str, Verify] = {}
-        self._losses = Bell()
+        self._changes = Bell()
+        self._strays: dict[str, Callable[[Record], None]] = {}
         self.roster: Roster
         self.scopes: dict[bytes, Scope]
         store.write_now(self._load)
@@ -154,7 +155,7 @@ class Mesh:
                     nursery.start_soon(self._accept, listener)
                 for card in self.roster:
                     self._start_dialling(card.id)
-                nursery.start_soon(self._ask_after_losses)
+                nursery.start_soon(self._mend)
                 nursery.start_soon(self._look_around)
                 task_status.started()
                 await trio.sleep_forever()
@@ -456,13 +457,10 @@ class Mesh:
         opened, peer = self.scopes.get(scope), session.peer
         if opened is None or peer not in opened.audience or self.sessions.get(peer) is not session:
             return
-        new, gained = opened.neighbours.meet(peer, bits)
-        if new:
+        if opened.neighbours.meet(peer, bits):
             self._tell_near(scope, opened)
-        else:  # a new one is told in answer to its Sync
-            for signed in opened.shelf.directed() if gained else ():
-                if peer in opened.neighbours.detours(signed.record, gained):
-                    session.push(signed)
+        elif opened.neighbours.gained:
+            self._changes.ring()
         self.connections.ring()
 
     def not_open(self, session: Session, scope: bytes) -> None:
@@ -485,25 +483,26 @@ class Mesh:
             if opened.neighbours.part(peer):
                 opened.neighbours.lost.add(peer)
                 self._tell_near(scope, opened)
-        self._losses.ring()
+        self._changes.ring()
 
     def _tell_near(self, scope: bytes, opened: Scope) -> None:
-        for peer in opened.neighbours:
-            self.sessions[peer].tell_near(scope)
+        for session in self._audience(opened):  # who opens it later knows it from the first moment
+            session.tell_near(scope)
 
-    async def _ask_after_losses(self) -> None:
+    async def _mend(self) -> None:
+        """A little after connections were lost or made: ask for what may have been missed, and use the new ways."""
         while True:
-            ticket = self._losses.ticket
+            ticket = self._changes.ticket
             for scope, opened in self.scopes.items():
                 neighbours = opened.neighbours
-                lost = neighbours.lost.difference(neighbours)
-                neighbours.lost.clear()
-                detours = [(s, p) for s in opened.shelf.directed() for p in neighbours.detours(s.record, lost)]
-                for signed, peer in detours:
-                    self.sessions[peer].push(signed)
-                if lost:
+                for signed in opened.shelf.directed() if neighbours.lost or neighbours.gained else ():
+                    for peer in neighbours.detours(signed.record):
+                        self.sessions[peer].push_anew(signed)
+                if lost := neighbours.lost.difference(neighbours):
                     for peer in neighbours:
                         self.sessions[peer].ask(scope, gossip.bits_of(opened.audience, lost))
+                neighbours.lost.clear()
+                neighbours.gained.clear()
             await ticket.wait()
             await trio.sleep(gossip.PAUSE_S)
 
@@ -520,14 +519,15 @@ class Mesh:
 
     # records
 
-    def seal(self, kind: str, verify: Verify) -> None:
+    def seal(self, kind: str, verify: Verify, stray: Callable[[Record], None]) -> None:
         """Records of this kind are signed in their body: they get no other signature, and are taken in no other form.
 
         `verify(record, card)` raises TrustError or RemoteProtocolError unless the peer of that card signed the body
         *and* with it all the rest: scope, kind, slot, sender and to; else who passes the record on could change them.
+        `stray(record)`: others have such a record of ours that we do not; it is not kept. What is here is our log.
         Call it before `run`, and before records of this kind are published.
         """
-        self._seals[kind] = verify
+        self._seals[kind], self._strays[kind] = verify, stray
 
     def publish(self, tx: Transaction, scope: bytes, kind: str, slot: str, body: bytes, *, to: str = "") -> None:
         """Sign a statement, keep it and tell the audience, or one peer of it, after the commit. Again is nothing.
@@ -608,6 +608,9 @@ class Mesh:
         if (held is not None and held.digest == signed.digest) or any(no(record) for no in opened.refusals):
             return
         self._verify(signed, card)
+        if record.sender == self.me and record.kind in self._strays:
+            self._strays[record.kind](record)
+            return
 
         def commit(tx: Transaction) -> str:
             outcome = records.keep(tx, signed)
@@ -802,6 +805,7 @@ class Mesh:
                     await self.sessions[relay].pull(scope, incoming, "" if relay == holder else holder)
                     if whole and not incoming.complete:
                         incoming.restart()
+                        suspects |= {way} if relay != holder else set()
                 if not incoming.complete:
                     await trio.sleep(PULL_AGAIN_S)
                 elif await self.store.run(incoming.finish):

@@ -42,9 +42,9 @@ D: Final = 256
 USED: Final = 240
 W: Final = 24
 BITS: Final = 16
-STALL_S: Final = 900.0
-SOON: Final = 0.05
-"""what comes within this time is one step of a core"""
+STALL_S: Final = 3600.0
+SOON: Final = 0.4
+"""seconds, at most, after which a core is asked what follows from what came"""
 
 Vector = npt.NDArray[np.uint32]
 
@@ -155,8 +155,8 @@ class Node:
         """an advance is on the clock"""
         self.wake = -1.0
         self.sweeping = False
-        self.pause = 5.0
-        self.backup: dict[str, dict[Any, Any]] | None = None
+        self.pause = 1.0
+        self.backup: dict[str, dict[Any, Any]] = {}
 
     @property
     def up(self) -> bool:
@@ -184,7 +184,7 @@ class World:
         core: Callable[[Setting, SigningKey, Callable[[int], bytes], Mapping[bytes, bytes]], Party] = Party,
     ) -> None:
         rng = random.Random(f"{seed} plan")
-        size = n or rng.choices((3, 4, 5, 6, 7, 8, 11), (10, 35, 30, 12, 8, 4, 1))[0]
+        size = n or rng.choices((3, 4, 5, 6, 7, 8, 11), (10, 45, 30, 8, 4, 2, 1))[0]
         self.seed = seed
         self.profile = profile or names.profile(size, "crash" if rng.random() < 0.15 else "")
         self.n = self.profile.n
@@ -199,6 +199,8 @@ class World:
         self.nodes = [Node(number, party, seed) for number, party in enumerate((*range(self.n), *twins))]
         self.now = 0.0
         self.transcript: list[Said] = []
+        self.returned: list[tuple[float, int, bytes]] = []
+        """(when, party, sid): a message came back to its sender, whose disk has lost it"""
         self.letters: dict[tuple[bytes, int], Letter] = {}
         self.injected: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
@@ -312,6 +314,8 @@ class World:
         for kill in self.faults.kills.get(node.party, ()):
             if kill.point == point and kill.at == node.points[point]:
                 self._kill(node, kill)
+            elif kill.point == point and kill.roll_back and kill.at // 2 == node.points[point]:
+                node.backup = node.disk.copy()
 
     def _kill(self, node: Node, kill: Kill) -> None:
         self.injected.update({"kill": 1, f"kill {kill.point}": 1})
@@ -319,6 +323,9 @@ class World:
         if unsynced:
             self.injected["kill with writes unsynced"] += 1
             node.disk.lose(self.rng.randint(0, unsynced) if self.rng.random() < 0.3 else unsynced)
+        if kill.roll_back:
+            self.injected["disk rolled back"] += 1
+            node.disk.restore(node.backup)
         self._stop(node, kill.down_s)
         raise Killed
 
@@ -347,10 +354,10 @@ class World:
 
     # a core and its driver
 
-    def _advance_soon(self, node: Node, seconds: float = SOON) -> None:
+    def _advance_soon(self, node: Node, seconds: float | None = None) -> None:
         if not node.due:
             node.due = True
-            self.after_for(node, seconds, lambda: self._advance(node))
+            self.after_for(node, self.rng.uniform(0, SOON) if seconds is None else seconds, lambda: self._advance(node))
 
     def _advance(self, node: Node) -> None:
         node.due = False
@@ -378,7 +385,7 @@ class World:
             self._ended(node, ended)
         self._clear(node, step)
         if step.say or step.ended:
-            self._advance_soon(node, 0.0)
+            self._advance_soon(node)
         wake = core.wake_at()
         if wake is not None and wake != node.wake:
             node.wake = wake
@@ -497,6 +504,8 @@ class World:
         if second is not None and second.digest != said.digest:
             self.injected["equivocation"] += 1
             self._send(node, second, to, without, self.rng.choice((0.0, 2.0)))
+            if self.rng.random() < 0.3:
+                return
         self._send(node, said, to, without)
 
     def _send(self, node: Node, signed: Signed, to: int | None, without: frozenset[int], late: float = 0.0) -> None:
@@ -508,11 +517,15 @@ class World:
             self._ids.setdefault((signed.sid, signed.message.stage), []).append(
                 id_of(signed.message.stage, signed.message.value)
             )
-        self.transcript.append(Said(self.now, node.party, honest, signed, to))
         receivers = frozenset(party for party in range(self.n) if to in (None, party) and party not in without)
+        if not receivers:
+            return
+        self.transcript.append(Said(self.now, node.party, honest, signed, to))
         letter = self.letters[key] = Letter(signed, node.number, receivers, {node.number})
         for other in self.nodes:
             if self._lacks(other, letter):
+                if not other.missing:
+                    other.pause = 1.0
                 other.missing[signed.digest] = letter
                 self._post(other, letter, late * self.rng.random())
                 self._sweep_soon(other)
@@ -523,7 +536,8 @@ class World:
         if letter.signed.sid in node.disk.tables["gone"]:
             return False
         if node is author:
-            return self.honest(node.party) and digest not in node.disk.tables["said"]
+            liar = self.faults.liars.get(node.party)
+            return (liar is None or liar.rolled_back) and digest not in node.disk.tables["said"]
         return (
             node.party != author.party  # twins do not hear each other
             and node.party in letter.to
@@ -563,7 +577,10 @@ class World:
         if node.core is None or not self._reached(node, letter):
             return
         node.missing.pop(letter.signed.digest, None)
-        if node.number != letter.author:
+        if node.number == letter.author:
+            if self._lacks(node, letter):  # still; it may have said the same again
+                self.returned.append((self.now, node.party, letter.signed.sid))
+        else:
             letter.holders.add(node.number)
             node.disk.write([("heard", letter.signed.digest, letter.signed)])
         node.core.add(letter.signed)
@@ -581,7 +598,7 @@ class World:
 
     def _sweep(self, node: Node) -> None:
         node.sweeping = False
-        node.pause = min(2 * node.pause, 30.0)
+        node.pause = min(1.5 * node.pause, 5.0)
         for letter in list(node.missing.values()):
             if node.number not in letter.flying:
                 self._post(node, letter)
@@ -659,9 +676,17 @@ class World:
         for node in here:
             for end in node.ends().values():
                 outcome.ended[end.status] += 1
+            framed = sorted(party for party in node.core.convicted if self.honest(party)) if node.core else []
+            if framed:
+                failures.append(f"party {node.party} takes {framed} for convicted, which are honest")
             sum_ = self._next(node)
             if sum_ is not None and node.party not in self.gone and not failures:
                 failures.append(f"party {node.party} still waits for {sum_.name} at {self.now:.0f} s")
+            failures.extend(
+                f"{name}: {end.status} at party {node.party}, though nobody lied or went for good"
+                for name, end in node.ends().items()
+                if end.status != "SUM" and not self.gone and not self.faults.liars
+            )
         for sum_ in self.sums:
             failures.extend(self._check(sum_, here))
             self._promise(sum_, here, outcome)
@@ -684,7 +709,7 @@ class World:
     def _promise(self, sum_: Sum, here: list[Node], outcome: Outcome) -> None:
         """Count the sums of which nearly all must give a result."""
         ask = self.asked.get(sum_.name)
-        if ask is None or len(self.gone) > 1:
+        if ask is None or len(self.gone) > 1 or self.n - len(self.gone) < self.profile.m_min:
             return
         earlier = self.sums[: self.sums.index(sum_)]
         if sum_.pinned and any(self._same_group(sum_, other) for other in earlier):
