@@ -17,7 +17,7 @@ from daemons import FEDPEER, START_S, Daemon, environment, fedpeer, free_ports, 
 
 NAMES = ("north", "east", "south", "west", "center")
 STEPS = ("started", "scattered", "added", "committed", "released", "opened", "unmasked", "final")
-TURNS = 36
+TURNS = 22
 CONTRACT = """
 version = 1
 name = "kills"
