@@ -158,8 +158,9 @@ async def test_training_ends_at_the_optimum_of_all_though_one_was_away_for_some_
     async with federation(quick_path, NAMES) as peers:
         for number, peer in enumerate(peers.values()):
             chance = np.random.Generator(np.random.PCG64(number))
-            x = chance.normal(size=(60, 2)) + number  # each has other rows
-            y = (x @ [1.5, -1.0] + 3 * chance.normal(size=60) > 0).astype(int)
+            x = chance.normal(size=(60, 2))
+            noise = 9 if peer.name == "erin" else 1  # so that the mean loss falls when erin leaves, and rises again
+            y = (x @ [1.5, -1.0] + noise * chance.normal(size=60) > 0).astype(int)
             lines = [f"{i},{a:.6f},{b:.6f},{label}" for i, ((a, b), label) in enumerate(zip(x, y, strict=True))]
             path = peers.folder / f"{peer.name}.csv"
             path.write_text("\n".join(["id,a,b,y", *lines]) + "\n")
