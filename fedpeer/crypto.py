@@ -17,6 +17,7 @@ import hmac
 import os
 import struct
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import nacl.bindings as sodium
@@ -234,6 +235,15 @@ STREAM_BYTES: Final = 1 << 20
 STREAM_SLACK: Final = 32
 """how many bytes behind the stream are overwritten"""
 _ZEROS: Final = bytes(STREAM_BYTES)
+
+
+def has_aes() -> bool:
+    """Whether this processor does AES itself: without it AEGIS is slow, and not free of side channels."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+            return any(line.startswith(("flags", "Features")) and " aes" in line for line in file)
+    except OSError:
+        return False
 
 
 def aegis256_into(seed: bytes, nonce: bytes, out: bytearray, size: int) -> None:

@@ -94,6 +94,10 @@ class Board:
                 self.released[sender].add(sets["survivors"])
         return True
 
+    def has(self, signed: Signed) -> bool:
+        """Whether this message is here."""
+        return signed.digest in self._said[signed.kind].get(signed.sender, {})
+
     def by(self, kind: str, sender: int) -> list[Signed]:
         """In the order in which they came."""
         return list(self._said[kind].get(sender, {}).values())

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpeer.aggregation.messages import SumName
-from fedpeer.aggregation.vectors import Vector
+from fedpeer.aggregation.names import MIN_PARTIES, Profile, profile
+from fedpeer.aggregation.vectors import Prg, Vector
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Terms:
     profile: Literal["byz", "crash"]
     min_parties: int
     stall_s: float
+    prg: Prg = "chacha20"
+    """"aegis256" where every participant's processor does AES"""
+
+    def among(self, n: int) -> Profile:
+        """The numbers of a sum of n parties; three parties have the profile "crash" only.
+
+        Raises LocalProtocolError for numbers that no profile has.
+        """
+        return profile(n, self.profile if n > MIN_PARTIES else "crash", min_parties=self.min_parties)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from fedpeer.testing.sums.faults import CLAIMS
+from fedpeer.testing.sums.faults import CLAIMS, Faults
 from fedpeer.testing.sums.world import Outcome, World
 
 RESULTS: Final = 0.95
@@ -17,6 +17,11 @@ ENOUGH: Final = 100
 
 def simulate(seed: int) -> Outcome:
     return World(seed).run()
+
+
+def simulate_calm(seed: int) -> Outcome:
+    """The same parties and job, and no faults."""
+    return World(seed, faults=Faults()).run()
 
 
 def command(seed: int) -> str:
@@ -50,10 +55,10 @@ class Tally:
         self.instances += outcome.instances
         self.steps += outcome.steps
 
-    def wrong(self) -> list[str]:
-        """Everything that makes the run a failure, in words."""
+    def wrong(self, *, shares: bool = True) -> list[str]:
+        """Everything that makes the run a failure, in words; `shares`: what was injected counts, too."""
         lines = [f"seed {seed} failed:  {command(seed)}" for seed in self.failed]
-        if self.seeds < ENOUGH:
+        if self.seeds < ENOUGH or not shares:
             return lines
         for name, share in CLAIMS.items():
             if self.seeds_with[name] < share * self.seeds:

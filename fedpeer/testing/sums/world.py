@@ -504,6 +504,8 @@ class World:
         if second is not None and second.digest != said.digest:
             self.injected["equivocation"] += 1
             self._send(node, second, to, without, self.rng.choice((0.0, 2.0)))
+            if self.rng.random() < 0.3:
+                return
         self._send(node, said, to, without)
 
     def _send(self, node: Node, signed: Signed, to: int | None, without: frozenset[int], late: float = 0.0) -> None:
@@ -576,7 +578,8 @@ class World:
             return
         node.missing.pop(letter.signed.digest, None)
         if node.number == letter.author:
-            self.returned.append((self.now, node.party, letter.signed.sid))
+            if self._lacks(node, letter):  # still; it may have said the same again
+                self.returned.append((self.now, node.party, letter.signed.sid))
         else:
             letter.holders.add(node.number)
             node.disk.write([("heard", letter.signed.digest, letter.signed)])
@@ -673,6 +676,9 @@ class World:
         for node in here:
             for end in node.ends().values():
                 outcome.ended[end.status] += 1
+            framed = sorted(party for party in node.core.convicted if self.honest(party)) if node.core else []
+            if framed:
+                failures.append(f"party {node.party} takes {framed} for convicted, which are honest")
             sum_ = self._next(node)
             if sum_ is not None and node.party not in self.gone and not failures:
                 failures.append(f"party {node.party} still waits for {sum_.name} at {self.now:.0f} s")
