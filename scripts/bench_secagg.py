@@ -83,7 +83,8 @@ class Flower:
 
     def run(self, case: Case) -> dict[str, float]:
         """CPU seconds by stage."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([case.n, case.d, case.drop]) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -139,9 +140,10 @@ def floor(recording: Recording) -> float:
 
 
 def bytes_expected(case: Case) -> float:
-    """What the protocol says that a party sends, at 24 bits an element (SA1, version 1, section 13)."""
-    n = case.n
-    return 6 * (n - 1) / n * case.d + n * (2000 + 21 * n) + (n - 1) * 460 + case.drop * n * 136
+    """What the protocol says that a party sends, on average, at 24 bits an element (SA1, version 1, section 13)."""
+    n, alive = case.n, len(case.alive)
+    scatter, gather = 3 * (n - 1) / n * case.d * alive / n, 3 * (n - 1) / n * case.d
+    return scatter + gather + n * (2000 + 21 * n) + (n - 1) * 460 + case.drop * n * 136
 
 
 # what is printed

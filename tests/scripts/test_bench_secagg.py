@@ -64,8 +64,8 @@ def test_a_replay_does_all_that_the_party_did(drop: int) -> None:
     assert first.keys() == second.keys()
     assert first.keys() == {"quantise", "core", "messages", "mask", "fetch", "add", "unmask"}
     assert recording.signatures >= 7 * 12
-    recording.turns.pop(len(recording.turns) // 2)
-    with pytest.raises((AssertionError, KeyError)):
+    del recording.turns[len(recording.turns) // 2 :]
+    with pytest.raises(AssertionError):  # a sum that does not end is not timed
         recording.replay()
 
 
