@@ -41,8 +41,8 @@ def draw(measured: dict[str, list[dict[str, Any]]], path: str) -> None:
         sent.set_ylabel("MB")
         panel.spines["top"].set_visible(False)
         sent.spines["top"].set_visible(False)
-        if axis == "n":
-            panel.legend(handles=[*panel.get_lines(), *sent.get_lines()], frameon=False, loc="upper left")
+    lines = [*panels[0].get_lines(), *sent.get_lines()]
+    figure.legend(handles=lines, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
 
 
