@@ -32,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from secagg_case import Case, fingerprint
@@ -118,9 +118,27 @@ def seconds_of(action: Callable[[], object], times: int) -> float:
     return (process_time() - begun) / times
 
 
-def floor(recording: Recording) -> float:
-    """CPU seconds for the masks, signatures and packing of a peer, at the rates of this moment."""
-    d, u, s = recording.d, recording.case.n, recording.survivors
+class Least(NamedTuple):
+    """What no party of a sum can do without."""
+
+    masked: float
+    """elements that a mask is put on or taken off"""
+    signatures: int
+    packed: float
+    """elements"""
+    unpacked: float
+
+
+def least(recording: Recording) -> Least:
+    """A mask with each contributor, one of each survivor, one of each survivor with each who is gone; the vector, a
+    slice of the sum and the total packed, slices of the survivors and the sum unpacked."""
+    d, n, survivors = recording.d, recording.case.n, recording.survivors
+    masks = n + survivors + (n - survivors) * survivors
+    return Least(masks * d, recording.signatures, d + d / n + d, survivors * d / n + d)
+
+
+def floor(work: Least) -> float:
+    """CPU seconds for it, at the rates of this moment."""
     segment = np.zeros(vectors.SEGMENT, np.uint32)
     buffer = bytearray(4 * vectors.SEGMENT + STREAM_SLACK)
 
@@ -131,12 +149,11 @@ def floor(recording: Recording) -> float:
     key, body = signing_key(0), bytes(180)
     signature = key.sign("PREVOTE", body)
     packed = vectors.pack(segment, 24)
-    masked = u + s + (u - s) * s
     return (
-        masked * d / vectors.SEGMENT * seconds_of(mask, 50)
-        + recording.signatures * seconds_of(lambda: verify(key.public, "PREVOTE", body, signature), 200)
-        + (2 + 1 / u) * d / vectors.SEGMENT * seconds_of(lambda: vectors.pack(segment, 24), 20)
-        + (1 + s / u) * d / vectors.SEGMENT * seconds_of(lambda: vectors.add_packed(segment, packed, 24), 20)
+        work.masked / vectors.SEGMENT * seconds_of(mask, 50)
+        + work.signatures * seconds_of(lambda: verify(key.public, "PREVOTE", body, signature), 200)
+        + work.packed / vectors.SEGMENT * seconds_of(lambda: vectors.pack(segment, 24), 20)
+        + work.unpacked / vectors.SEGMENT * seconds_of(lambda: vectors.add_packed(segment, packed, 24), 20)
     )
 
 
@@ -160,8 +177,8 @@ def measure(case: Case, flower: Flower, runs: int = RUNS) -> list[dict[str, Any]
         runs_of["signatures"].append(ours.pop("signatures"))
         runs_of["same"].append(sum(ours.values()))
         runs_of["path"].append(sum(path.values()))
-        runs_of["distance"].append((sum(path.values()) - path["quantise"]) / (least := floor(recording)))
-        runs_of["floor"].append(least)
+        runs_of["floor"].append(floor(least(recording)))
+        runs_of["distance"].append((sum(path.values()) - path["quantise"]) / runs_of["floor"][-1])
         runs_of["peer same"].append(whole_round(peer))
         runs_of["peer path"].append(client_and_server(peer, case.n))
     of = {name: statistics.median(measured) for name, measured in runs_of.items()}
@@ -189,7 +206,7 @@ def growth() -> dict[str, list[dict[str, float]]]:
             gc.collect()
             paths = [recording.replay() for _ in range(3)]
             seconds = [sum(path.values()) - path["quantise"] for path in paths]
-            floors = [floor(recording) for _ in range(3)]
+            floors = [floor(least(recording)) for _ in range(3)]
             point = {"seconds": statistics.median(seconds), "floor": statistics.median(floors)}
             found.setdefault(axis, []).append({"n": n, "d": d, "bytes": recording.sent, **point})
             print(f"n={n} d={d}: {point['seconds']:.3f} s, floor {point['floor']:.3f} s, {recording.sent:,.0f} bytes")

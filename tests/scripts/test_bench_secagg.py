@@ -69,10 +69,17 @@ def test_a_replay_does_all_that_the_party_did(drop: int) -> None:
         recording.replay()
 
 
-def test_the_floor_is_below_the_path_and_grows_with_the_masks() -> None:
-    small, large = Recording(Case(5, 2000, 0)), Recording(Case(5, 500_000, 0))
-    assert 0 < bench_secagg.floor(small) < sum(small.replay().values())
-    assert bench_secagg.floor(small) < bench_secagg.floor(large)
+def test_the_floor_counts_masks_signatures_and_packing() -> None:
+    recording = Recording(Case(8, 20_000, 1))
+    least = bench_secagg.least(recording)
+    d = 20_224  # with its pad
+    assert least == (d * (8 + 7 + 7), recording.signatures, pytest.approx(d * 2.125), pytest.approx(d * 1.875))
+
+
+@pytest.mark.parametrize("kind", bench_secagg.Least._fields)
+def test_the_floor_grows_with_each_of_them(kind: str) -> None:
+    little, much = (bench_secagg.Least(*(1, 1, 1, 1))._replace(**{kind: many}) for many in (1, 100_000_000))
+    assert 0 < bench_secagg.floor(little) < bench_secagg.floor(much)
 
 
 def test_the_other_path_is_one_client_and_the_server() -> None:
