@@ -415,7 +415,7 @@ class World:
         total = before.total if before else node.disk.tables["files"].get(ended.sum_hash, b"")
         end = End(ended.status, ended.survivors, ended.sum_hash, total)
         if before is not None:
-            if before != end and self.honest(node.party):
+            if before.status == "SUM" and before != end and self.honest(node.party):
                 raise Wrong(f"party {node.party} says of {ended.name} first {before}, then {end}")
             return
         self._point(node, "before an end")
