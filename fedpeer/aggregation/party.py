@@ -131,8 +131,8 @@ class Party:
         self._here.debtors = set().union(*(group.owing for group in self._groups.values()))
         for group in list(self._groups.values()):
             if group.wake_at <= now:
-                going_on = [instance for instance in group.instances if instance.outcome is None]
                 self._go_on(group)
+                going_on = [instance for instance in group.instances if instance.outcome is None]
                 for instance in group.instances:
                     if not instance.settled:
                         instance.advance(now, step)
