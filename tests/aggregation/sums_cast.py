@@ -97,10 +97,10 @@ class Daemon:
         group: Literal["data", "turn"] = "turn",
         profile: Literal["byz", "crash"] = "byz",
         min_parties: int = 3,
+        used: int = COUNT,
         stall_s: float = STALL_S,
     ) -> Total:
         vector = vector_of(self.name, k) if vector is None else vector
-        used = min(COUNT, len(vector) - 4)
         request = Request(stage, turn, k, vector, used, params, history, b"turn" + turn.to_bytes(28, "little"), group)
         terms = Terms(profile, min_parties, stall_s)
         return await self.aggregation.sum(contract, [party.id for party in parties], terms, request)
