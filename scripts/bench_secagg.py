@@ -219,6 +219,7 @@ def main() -> None:
     arguments.add_argument("--plot", type=Path, metavar="FILE", help="draw how the cost grows, instead")
     options = arguments.parse_args()
     if options.plot:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
         drawing = [peer_python(), ROOT / "scripts" / "secagg_plot.py", options.plot]
         subprocess.run(drawing, input=json.dumps(growth()), text=True, check=True)
         return
