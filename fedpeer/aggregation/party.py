@@ -257,7 +257,11 @@ class Party:
         for instance in group.instances:
             found, outcome = instance.result(), instance.outcome
             if found is not None and outcome is not None and outcome.params in group.asks:
-                self._end(group, outcome.params, step, "SUM", *found)
+                fixed, ask = instance.seat.fixed, group.asks[outcome.params]
+                if fixed is not None and fixed.model == ask.model:
+                    self._end(group, outcome.params, step, "SUM", *found)
+                else:  # it is the others' sum; with our history it means nothing
+                    self._end(group, outcome.params, step, "NOISE", outcome.survivors, b"")
         last = group.instances[-1] if group.instances else None
         for params, asked_at in group.asked_at.items():
             if params in group.ended or last is None:

@@ -18,7 +18,7 @@ class Request:
     turn: int
     k: int
     vector: Vector
-    """uint32 below 2^16, padded; of one length at all parties"""
+    """uint32 below 2^bits, padded; of one length at all parties"""
     used: int
     """elements before the pad"""
     params: bytes
@@ -27,6 +27,7 @@ class Request:
     turn_history: bytes
     """the history when this turn began; it covers the shared state of the turns before"""
     group: Literal["data", "turn"]
+    bits: int = 16
 
     @property
     def name(self) -> SumName:

@@ -57,7 +57,6 @@ from fedpeer.store import RunInThread, Schema, Store, Transaction
 
 KIND: Final = "sa1"
 WIDTH: Final = 24
-BITS: Final = 16
 _NONCE_BYTES: Final = 12
 
 
@@ -218,9 +217,11 @@ class _Driver:
 
     async def sum(self, request: Request) -> Total:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
+        if self._numbers.n * ((1 << request.bits) - 1) >= 1 << WIDTH:
+            raise SumError(f"{self._numbers.n} values of {request.bits} bits do not fit into {WIDTH}: a sum would wrap")
         numbers = vars(self._numbers).values()
         encoded = codec.encode(
-            [1, list(request.name), request.params, WIDTH, BITS, self._prg, *numbers, request.group, PINNED]
+            [1, list(request.name), request.params, WIDTH, request.bits, self._prg, *numbers, request.group, PINNED]
         )
         ask = Ask(
             request.name,
@@ -231,7 +232,7 @@ class _Driver:
             len(request.vector),
             request.used,
             WIDTH,
-            BITS,
+            request.bits,
             data=request.group == "data",
             encoded=encoded,
         )
@@ -264,6 +265,10 @@ class _Driver:
             return SurvivorsChanged(
                 f"{what} waited {self._stall_s:.0f} s for {names}: over other participants it would tell their values",
                 hint="submit a new contract without them; each operator sees what the difference would tell",
+            )
+        if not names:
+            return BelowQuorum(
+                f"{what} waited {self._stall_s:.0f} s: all were there, with another history or other parameters"
             )
         return BelowQuorum(f"{what} waited {self._stall_s:.0f} s: too few participants were there; missing: {names}")
 

@@ -52,6 +52,7 @@ from fedpeer.aggregation.request import Terms
 from fedpeer.crypto import hash_
 from fedpeer.errors import ContractError, FedpeerError, LocalProtocolError
 from fedpeer.jobs import graph
+from fedpeer.secure import fixedpoint
 from fedpeer.stage import KINDS, MAX_PEERS, Model, Params, Report, Stage, Sum, Table
 
 FindStage = Callable[[str], Stage]
@@ -208,7 +209,9 @@ def outputs_equal(contract: Contract, find: FindStage) -> list[tuple[str, str]]:
 
 def sums_of(contract: Contract, entry: StageEntry, find: FindStage) -> Profile | None:
     """How many may lie, pool or be away in the secure sums of a stage; None if it makes none. Raises ContractError."""
-    if not any(isinstance(message, Sum) for message in _find(find, entry.run, f"stage {entry.id!r}").messages.values()):
+    messages = _find(find, entry.run, f"stage {entry.id!r}").messages
+    sums = {tag: message for tag, message in messages.items() if isinstance(message, Sum)}
+    if not sums:
         return None
     held, least = len(entry.roles), max(MIN_PARTIES, contract.rules.min_parties)
     if held < least:
@@ -217,6 +220,13 @@ def sums_of(contract: Contract, entry: StageEntry, find: FindStage) -> Profile |
             f"{held}",
             hint="a sum of two shows each the other's value",
         )
+    for tag, message in sums.items():
+        if not fixedpoint.fits(held, message.bits):
+            raise ContractError(
+                f"stage {entry.id!r}: {entry.run!r} sums {tag!r} in values of {message.bits} bits, and with {held} "
+                f"participants that would wrap",
+                hint="the stage declares fewer bits, or fewer take part",
+            )
     try:
         return contract.rules.terms.among(held)
     except LocalProtocolError as error:

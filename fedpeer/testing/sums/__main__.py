@@ -2,7 +2,7 @@
 
     python -m fedpeer.testing.sums --seeds 1000 [--first K]     seeds K, K+1, …; exit 1 if one of them fails
         --stop                                                  no more seeds once one has failed
-        --calm                                                  without faults
+        --calm                                                  without faults, and only the totals are looked at
     python -m fedpeer.testing.sums --seed S                     one seed, and everything about it
 
 A seed that fails prints the command that repeats it. The whole run fails, too, if it injected less than it claims to,
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, metavar="K", help="the first of them (default 0)")
     parser.add_argument("--seed", type=int, metavar="S", help="this one only, with everything about it")
     parser.add_argument("--stop", action="store_true", help="no more seeds once one has failed")
-    parser.add_argument("--calm", action="store_true", help="without faults")
+    parser.add_argument("--calm", action="store_true", help="without faults; only the totals are looked at")
     chosen = parser.parse_args(arguments)
     console = Console()
     if chosen.seed is not None:
