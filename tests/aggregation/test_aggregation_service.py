@@ -52,7 +52,7 @@ async def test_everybody_gets_the_exact_sum(
         assert total.values.dtype == np.uint32
         assert total.survivors == [daemon.id for daemon in daemons]
     for daemon in daemons:
-        assert {"started", "scattered", "added", "committed", "released", "opened", "final"} <= set(daemon.steps())
+        assert {"started", "scattered", "committed", "released", "opened", "final"} <= set(daemon.steps())
         assert not {"aborted", "noise"} & set(daemon.steps())
     assert trio.current_time() < 2, "nothing waited for a timer"
 
