@@ -186,5 +186,5 @@ async def together(daemons: Sequence[Daemon], work: Callable[[Daemon], Awaitable
 async def until(condition: Callable[[], bool]) -> None:
     """Look again and again, for at most an hour of the clock."""
     with trio.fail_after(3600):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await trio.sleep(0.01)
