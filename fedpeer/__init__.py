@@ -2,7 +2,7 @@
 
 In which order to read: `stage` and `peers`, the two pages an author of algorithms needs, and
 `algorithms.horizontal.logistic` as an example; `jobs.execution`, one stage at one peer; `jobs.lifecycle` and
-`aggregation.attempt`, what peers say to each other about a job and about a sum; `mesh.service` and `wire.session`,
+`aggregation.messages`, what peers say to each other about a job and about a sum; `mesh.service` and `wire.session`,
 how they say it. ARCHITECTURE.md has the map.
 """
 

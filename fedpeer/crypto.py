@@ -16,6 +16,8 @@ import hashlib
 import hmac
 import os
 import struct
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import nacl.bindings as sodium
@@ -74,15 +76,7 @@ def random_bytes(size: int) -> bytes:
 
 def hash_(label: str, *parts: Buffer, key: bytes = b"", size: int = 32) -> bytes:
     """BLAKE2b with a label of at most 16 bytes over the length-prefixed parts (secure-aggregation, section 3)."""
-    person = label.encode()
-    if len(person) > 16:
-        raise LocalProtocolError(f"the label {label!r} is longer than 16 bytes")
-    state = hashlib.blake2b(digest_size=size, key=key, person=person.ljust(16, b"\0"))
-    for part in parts:
-        view = memoryview(part)
-        state.update(struct.pack("<Q", view.nbytes))
-        state.update(view)
-    return state.digest()
+    return _hashed(label, parts, key, size).digest()
 
 
 class Hasher:
@@ -91,14 +85,7 @@ class Hasher:
     __slots__ = ("_left", "_state")
 
     def __init__(self, label: str, *parts: Buffer, last: int) -> None:
-        person = label.encode()
-        if len(person) > 16:
-            raise LocalProtocolError(f"the label {label!r} is longer than 16 bytes")
-        self._state = hashlib.blake2b(digest_size=32, person=person.ljust(16, b"\0"))
-        for part in parts:
-            view = memoryview(part)
-            self._state.update(struct.pack("<Q", view.nbytes))
-            self._state.update(view)
+        self._state = _hashed(label, parts, b"", 32)
         self._state.update(struct.pack("<Q", last))
         self._left = last
 
@@ -114,6 +101,18 @@ class Hasher:
         if self._left:
             raise LocalProtocolError("fewer bytes to hash than were announced")
         return self._state.digest()
+
+
+def _hashed(label: str, parts: Iterable[Buffer], key: bytes, size: int) -> hashlib.blake2b:
+    person = label.encode()
+    if len(person) > 16:
+        raise LocalProtocolError(f"the label {label!r} is longer than 16 bytes")
+    state = hashlib.blake2b(digest_size=size, key=key, person=person.ljust(16, b"\0"))
+    for part in parts:
+        view = memoryview(part)
+        state.update(struct.pack("<Q", view.nbytes))
+        state.update(view)
+    return state
 
 
 def equal(a: bytes, b: bytes) -> bool:
@@ -236,6 +235,15 @@ STREAM_BYTES: Final = 1 << 20
 STREAM_SLACK: Final = 32
 """how many bytes behind the stream are overwritten"""
 _ZEROS: Final = bytes(STREAM_BYTES)
+
+
+def has_aes() -> bool:
+    """Whether this processor does AES itself: without it AEGIS is slow, and not free of side channels."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+            return any(line.startswith(("flags", "Features")) and " aes" in line for line in file)
+    except OSError:
+        return False
 
 
 def aegis256_into(seed: bytes, nonce: bytes, out: bytearray, size: int) -> None:

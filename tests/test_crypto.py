@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,31 @@ def test_the_aegis_stream_is_that_of_the_public_vector() -> None:
     # draft-irtf-cfrg-aegis-aead, AEGIS-256 test vector 1: sixteen zero bytes
     key, nonce = bytes([0x10, 0x01]) + bytes(30), bytes([0x10, 0x00, 0x02]) + bytes(29)
     assert crypto.aegis256_stream(key, nonce, bytes(16)).hex() == "754fc3d8c973246dcc6d741412a4b236"
+
+
+@pytest.mark.parametrize(("into", "nonce"), [(crypto.aegis256_into, bytes(32)), (crypto.chacha20_into, bytes(12))])
+def test_a_stream_is_written_within_its_buffer_or_not_at_all(
+    into: Callable[[bytes, bytes, bytearray, int], None], nonce: bytes
+) -> None:
+    out = bytearray(b"\xaa" * (100 + crypto.STREAM_SLACK + 8))
+    into(bytes(32), nonce, out, 100)
+    assert out[-8:] == b"\xaa" * 8
+    assert out[:100] != b"\xaa" * 100
+    for seed, number, size in (
+        (bytes(31), nonce, 100),
+        (bytes(33), nonce, 100),
+        (bytes(32), nonce[:-1], 100),
+        (bytes(32), nonce + b"\0", 100),
+        (bytes(32), nonce, -1),
+        (bytes(32), nonce, 109),
+        (bytes(32), nonce, crypto.STREAM_BYTES + 1),
+    ):
+        before = bytes(out)
+        with pytest.raises(LocalProtocolError):
+            into(seed, number, out, size)
+        assert out == before
+    with pytest.raises(LocalProtocolError):
+        into(bytes(32), nonce, bytearray(crypto.STREAM_BYTES + 1 + crypto.STREAM_SLACK), crypto.STREAM_BYTES + 1)
 
 
 def test_hashes_and_streams_are_those_of_the_known_answers(shared: Path) -> None:

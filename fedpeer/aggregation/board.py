@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from typing import Any, Final
 
+from fedpeer.aggregation.evidence import contradiction
 from fedpeer.aggregation.messages import Acked, Signed
 from fedpeer.aggregation.names import Parties, parties_of
 from fedpeer.errors import RemoteProtocolError
@@ -24,12 +25,6 @@ FEW: Final = 4
 """what is kept of what an honest party says once"""
 MANY: Final = 32
 """what is kept of the rest, in addition to four for each party"""
-
-_ONCE: Final = {"ADVERTISE": "E7", "PREVOTE": "E1", "PRECOMMIT": "E1", "PROPOSAL": "E2", "CUT": "E2"} | {
-    "SUM": "E3",
-    "SCATTER": "E4",
-    "RELEASE": "E6",
-}
 
 
 def slot_of(message: Any) -> Hashable:
@@ -62,7 +57,8 @@ class Board:
         self.receipts: defaultdict[tuple[bytes, int], set[int]] = defaultdict(set)
         """(ctx, owner) → the contributors whose chunks it says that it holds"""
         self.released: defaultdict[int, set[Parties]] = defaultdict(set)
-        self._said: defaultdict[tuple[str, int], dict[bytes, Signed]] = defaultdict(dict)
+        self._said: defaultdict[str, dict[int, dict[bytes, Signed]]] = defaultdict(dict)
+        """kind → sender → digest → message"""
         self._slots: dict[tuple[str, int, Hashable], Signed] = {}
         self._accused: set[tuple[str, int]] = set()
 
@@ -71,16 +67,17 @@ class Board:
         message, kind, sender = signed.message, signed.kind, signed.sender
         if sender >= self.n:
             raise RemoteProtocolError("a message of a party that does not exist")
-        said = self._said[kind, sender]
+        said = self._said[kind].setdefault(sender, {})
         if signed.digest in said:
             return False
         sets = {name: parties_of(getattr(message, name), self.n) for name in _SETS.get(kind, ())}
         slot = slot_of(message)
         if slot is not None:
             first = self._slots.setdefault((kind, sender, slot), signed)
-            if first is not signed and (kind, sender) not in self._accused:
+            type_ = contradiction(first, signed)
+            if type_ is not None and (kind, sender) not in self._accused:
                 self._accused.add((kind, sender))
-                self.conflicts.append((_ONCE[kind], first, signed))
+                self.conflicts.append((type_, first, signed))
         limit = MANY + 4 * self.n
         if kind == "ADVERTISE" or (kind == "RELEASE" and self.released[sender]):
             limit = FEW
@@ -89,24 +86,29 @@ class Board:
         said[signed.digest] = signed
         match kind:
             case "ACK":
-                for dealer, advert in message.entries:
-                    self.acked[dealer, advert].add(sender)
+                for entry in message.entries:
+                    self.acked[entry].add(sender)
             case "RECEIPT":
                 self.receipts[message.ctx, sender] |= sets["contributors"]
             case "RELEASE":
                 self.released[sender].add(sets["survivors"])
         return True
 
+    def has(self, signed: Signed) -> bool:
+        """Whether this message is here."""
+        return signed.digest in self._said[signed.kind].get(signed.sender, {})
+
     def by(self, kind: str, sender: int) -> list[Signed]:
         """In the order in which they came."""
-        return list(self._said.get((kind, sender), {}).values())
+        return list(self._said[kind].get(sender, {}).values())
 
     def all(self, kind: str) -> Iterator[Signed]:
-        for sender in range(self.n):
-            yield from self._said.get((kind, sender), {}).values()
+        """By sender, ascending."""
+        for _, said in sorted(self._said[kind].items()):
+            yield from said.values()
 
     def says(self, kind: str, sender: int) -> bool:
-        return bool(self._said.get((kind, sender)))
+        return bool(self._said[kind].get(sender))
 
 
 _SETS: Final = {

@@ -22,6 +22,7 @@ from typing import Any
 
 from fedpeer.aggregation import keyset, slices
 from fedpeer.aggregation.agreement import Agreement
+from fedpeer.aggregation.evidence import Place, convict
 from fedpeer.aggregation.gathering import Gathering
 from fedpeer.aggregation.messages import COMMIT, START, AbortValue, CommitValue, Signed
 from fedpeer.aggregation.names import Parties, advert_id, bitmap, parties_of
@@ -33,7 +34,10 @@ from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, Work
 
 
 class Instance:
-    """Instance `seq` of a group. `kept`: secrets of this sid from the disk, by their key."""
+    """Instance `seq` of a group. `kept`: secrets of this sid from the disk, by their key.
+
+    `aborts`: so many instances before it were aborted in a row; `idle`: owners that added nothing up in the last.
+    """
 
     def __init__(
         self,
@@ -46,9 +50,10 @@ class Instance:
         pinned: bool,
         data: bool,
         aborts: int,
+        idle: Parties,
         kept: Mapping[bytes, bytes],
     ) -> None:
-        self.seat = Seat(here, group, seq, prev=prev, pin=pin, pinned=pinned, data=data, aborts=aborts)
+        self.seat = Seat(here, group, seq, prev=prev, pin=pin, pinned=pinned, data=data, aborts=aborts, idle=idle)
         self.sharing = Sharing(self.seat, kept)
         self.starting = Starting(self.seat, self.sharing)
         self.gathering = Gathering(self.seat, self.sharing)
@@ -71,6 +76,11 @@ class Instance:
                     self.sharing.adverts[signed.sender][advert_id(signed.body)] = signed
             case "PROPOSAL" | "PREVOTE" | "PRECOMMIT":
                 (self._start if signed.message.stage == START else self._commit).add(signed)
+            case "EVIDENCE":
+                setting = self.seat.here.setting
+                guilty = convict(signed.message, self.seat.profile, setting.publics, setting.contract)
+                if guilty is not None:
+                    self.seat.here.convicted.add(guilty)
             case "RELEASE" if signed.sender == self.seat.me:
                 survivors = parties_of(signed.message.survivors, self.seat.n)
                 self.seat.here.log.release(self.seat.sid, self.seat.group, survivors, pinned=self.seat.pinned)
@@ -112,8 +122,10 @@ class Instance:
         if self._fix(now, step):
             if not self.seat.muted:
                 self.gathering.scatter(step)
-                self.gathering.add_up(now, step)
-            self.gathering.gather(step)
+                if self._commit.decided is None:
+                    self.gathering.add_up(now, step)
+            if self.unmasking.total is None:
+                self.gathering.gather(step)
             if not self.seat.muted:
                 self._agree_on_commit(now, step)
             self._conclude(now, step)
@@ -195,7 +207,7 @@ class Instance:
         if survivors and self.seat.pinned:
             self.seat.here.log.pins.setdefault(self.seat.group, survivors)
         self.seat.since("committed", now)
-        self.seat.note(step, "committed" if survivors else "aborted", survivors=len(survivors))
+        self.seat.note(step, "committed" if survivors else "aborted", survivors=survivors)
         if not self.seat.muted:
             self.unmasking.release(step, survivors, list(decided.signers))
         if survivors:
@@ -232,7 +244,7 @@ class Instance:
                         prev, pin, aborted=False, params=self.seat.fixed.params, survivors=survivors, sum_hash=sum_hash
                     ),
                 )
-                self.seat.note(step, "final" if status == 0 else "noise")
+                self.seat.note(step, "final" if status == 0 else "noise", survivors=survivors)
                 self.noise = status == 1
                 return
 
@@ -280,6 +292,19 @@ class Instance:
         return (survivors - self.unmasking.b.keys()) | (
             self.seat.fixed.contributors - survivors - self.unmasking.sigma.keys()
         )
+
+    def place(self) -> Place | None:
+        """What shows, in evidence, where in its group this instance is."""
+        if self._start.decided is None:
+            return None
+        value = self.seat.value(START, self._start.decided.value)
+        ask = self.seat.asks.get(value.params)
+        return Place(self.seat.seq, value, ask.encoded) if ask is not None and ask.encoded else None
+
+    def idle(self) -> Parties:
+        """Owners that have added nothing up."""
+        owners = self.seat.fixed.owners if self.seat.fixed is not None else frozenset[int]()
+        return frozenset(owner for owner in owners if not self.seat.board.says("SUM", owner))
 
     def absent(self) -> Parties:
         """Parties that this instance waits for."""

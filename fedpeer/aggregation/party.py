@@ -20,9 +20,10 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from fedpeer.aggregation.evidence import two_releases
 from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.messages import Signed
-from fedpeer.aggregation.names import Parties, sid_of
+from fedpeer.aggregation.names import Parties, parties_of, sid_of
 from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Setting, Step
 from fedpeer.aggregation.work import Work
 from fedpeer.crypto import SigningKey
@@ -44,6 +45,9 @@ class Group:
         self.asked_at: dict[bytes, float] = {}
         self.owing: set[int] = set()
         """parties whose secrets its instances wait for"""
+        self.released: dict[int, tuple[Instance, Signed]] = {}
+        """what a party released for first, not counting aborts"""
+        self.accused: set[int] = set()
         self.wake_at = 0.0
         """when it wants to be looked at though nothing came; at once in the beginning"""
 
@@ -63,6 +67,8 @@ class Party:
         lost: Collection[bytes] = (),
     ) -> None:
         self.setting = setting
+        self.overflowed = False
+        """messages of instances that are not known yet were dropped for want of room: add them again later"""
         self._here = Here(setting, signer, random)
         self._kept = dict(kept)
         self._groups: dict[bytes, Group] = {}
@@ -72,6 +78,7 @@ class Party:
         self._log: set[bytes] = set()  # digests of our own messages that are on disk
         self._reached: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)  # stage → party → (turn, k)
         self._over: set[bytes] = set()  # forgotten
+        self._evidence: list[tuple[Instance, list[bytes]]] = []  # not yet told
         self.lost: set[bytes] = set(lost)
         """instances in which this party said what its log does not know; keep them for the next Party"""
 
@@ -102,7 +109,11 @@ class Party:
         instance = self._instances.get(signed.sid)
         if instance is not None:
             self._put(instance, signed)
-        elif signed.sid not in self._over and self._room[signed.sender] + len(signed.raw) <= MAX_WAITING:
+        elif signed.sid in self._over:
+            return
+        elif self._room[signed.sender] + len(signed.raw) > MAX_WAITING:
+            self.overflowed = True
+        else:
             self._room[signed.sender] += len(signed.raw)
             self._waiting[signed.sid].append(signed)
             for group in self._groups.values():
@@ -116,7 +127,23 @@ class Party:
             reached[signed.sender] = max((place[0], place[1]), reached.get(signed.sender, (0, 0)))
         with suppress(RemoteProtocolError):  # what no honest party says
             instance.add(signed)
+            if signed.kind == "RELEASE":
+                self._compare(self._groups[instance.seat.group], instance, signed)
         self._groups[instance.seat.group].wake_at = 0.0
+
+    def _compare(self, group: Group, instance: Instance, signed: Signed) -> None:
+        """R7: no honest party releases for two sets of survivors in one group."""
+        survivors = parties_of(signed.message.survivors, self.setting.profile.n)
+        if not survivors or not group.pinned:
+            return
+        before, first = group.released.setdefault(signed.sender, (instance, signed))
+        if first.message.survivors != signed.message.survivors and signed.sender not in group.accused:
+            group.accused.add(signed.sender)
+            self._here.convicted.add(signed.sender)
+            places = before.place(), instance.place()
+            if places[0] is not None and places[1] is not None:
+                proof = two_releases(first, signed, group.id, (places[0], places[1]))
+                self._evidence.append((instance, proof))
 
     def done(self, work: Work, result: Any) -> None:
         """The result of work that a step asked for."""
@@ -140,6 +167,9 @@ class Party:
                 over = any(instance.outcome is not None for instance in going_on)
                 group.wake_at = now if over else self._next_look(group)  # an end lets the next begin
         self._forget(step)
+        for instance, proof in self._evidence:
+            instance.seat.say(step, "EVIDENCE", "E6", proof)
+        self._evidence.clear()
         return step
 
     def wake_at(self) -> float | None:
@@ -210,6 +240,7 @@ class Party:
             pinned=group.pinned,
             data=group.data,
             aborts=aborts,
+            idle=group.instances[-1].idle() if aborts else frozenset(),
             kept={key: raw for key, raw in self._kept.items() if key.startswith(sid)},
         )
         group.instances.append(instance)

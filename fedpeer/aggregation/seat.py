@@ -63,15 +63,18 @@ class Ask:
     data: bool = False
     """computed from the data alone: who is left out of the first instance is out for the contract"""
     pinned: bool = True
+    encoded: bytes = b""
+    """what `params` is the hash of; it is shown in evidence"""
 
 
 @dataclass(frozen=True)
 class Note:
-    """A step that an operator may watch."""
+    """A step of a sum that an operator may watch."""
 
     sid: bytes
     step: str
     facts: Mapping[str, Any]
+    """stage, turn and k of the sum, seq of the attempt, and what this step adds; sets of parties are frozensets"""
 
 
 @dataclass
@@ -172,10 +175,11 @@ class Seat:
         pinned: bool,
         data: bool,
         aborts: int,
+        idle: Parties = frozenset(),
     ) -> None:
         setting = here.setting
         self.here, self.group, self.seq, self.prev, self.pin = here, group, seq, prev, pin
-        self.pinned, self.data, self.aborts = pinned, data, aborts
+        self.pinned, self.data, self.aborts, self.idle = pinned, data, aborts, idle
         self.me, self.n, self.profile = setting.me, setting.profile.n, setting.profile
         self.sid = sid_of(setting.contract, group, seq)
         self.board = Board(self.n)
@@ -218,9 +222,14 @@ class Seat:
             step.work.append(work)
 
     def note(self, step: Step, name: str, **facts: Any) -> None:
+        """Tell of a step, once, after START: before, nobody knows which sum it is."""
+        assert self.fixed is not None
         if name not in self._told:
             self._told.add(name)
-            step.notes.append(Note(self.sid, name, {"seq": self.seq, **facts}))
+            params = self.fixed.params
+            of = next((s.message.name for s in self.board.all("READY") if s.message.params == params), ())
+            place = dict(zip(("stage", "turn", "k"), of, strict=False))
+            step.notes.append(Note(self.sid, name, {**place, "seq": self.seq, **facts}))
 
     def value(self, stage: Stage, raw: list[Any]) -> Any:
         """The typed value, None for what is none."""

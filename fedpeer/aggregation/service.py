@@ -29,8 +29,9 @@ import trio
 from fedpeer import codec
 from fedpeer.aggregation import slices, vectors
 from fedpeer.aggregation.agreed import Agreed
+from fedpeer.aggregation.evidence import PINNED
 from fedpeer.aggregation.messages import Signed, SumName, parse
-from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash, profile
+from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.request import Request, Terms, Total
 from fedpeer.aggregation.seat import Ask, Ended, Setting, Step
@@ -56,7 +57,6 @@ from fedpeer.store import RunInThread, Schema, Store, Transaction
 
 KIND: Final = "sa1"
 WIDTH: Final = 24
-BITS: Final = 16
 _NONCE_BYTES: Final = 12
 
 
@@ -71,7 +71,7 @@ class Aggregation:
                 " k INTEGER NOT NULL, asked BLOB NOT NULL, PRIMARY KEY (contract, stage, turn, k)) WITHOUT ROWID",
                 """
                 CREATE TABLE aggregation_party (root BLOB PRIMARY KEY, contract BLOB NOT NULL, parties BLOB NOT NULL,
-                    profile TEXT NOT NULL, min_parties INTEGER NOT NULL, stall_s REAL NOT NULL);
+                    profile TEXT NOT NULL, min_parties INTEGER NOT NULL, stall_s REAL NOT NULL, prg TEXT NOT NULL);
                 CREATE TABLE aggregation_secret (root BLOB NOT NULL, key BLOB NOT NULL, sealed BLOB NOT NULL,
                     PRIMARY KEY (root, key)) WITHOUT ROWID;
                 CREATE TABLE aggregation_lost (root BLOB NOT NULL, sid BLOB NOT NULL, PRIMARY KEY (root, sid))
@@ -105,10 +105,10 @@ class Aggregation:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             rows = await self.store.read(
-                lambda tx: tx.all("SELECT contract, parties, profile, min_parties, stall_s FROM aggregation_party")
+                lambda tx: tx.all("SELECT contract, parties, profile, min_parties, stall_s, prg FROM aggregation_party")
             )
-            for contract, parties, name, min_parties, stall_s in rows:
-                await self._driver(contract, codec.decode(parties), Terms(name, min_parties, stall_s))
+            for contract, parties, *terms in rows:
+                await self._driver(contract, codec.decode(parties), Terms(*terms))
             task_status.started()
             await trio.sleep_forever()
 
@@ -164,15 +164,22 @@ class Aggregation:
                     f"a secure sum over {len(parties)} parties would show one what the others have",
                     hint=f"a stage with sums needs at least {MIN_PARTIES} participants",
                 )
-            name = terms.profile if len(parties) > MIN_PARTIES else "crash"
             try:
-                numbers = profile(len(parties), name, min_parties=terms.min_parties)
+                numbers = terms.among(len(parties))
             except LocalProtocolError as error:
                 raise SumError(error.message) from None
-            row = (root, contract, codec.encode(list(parties)), terms.profile, terms.min_parties, terms.stall_s)
-            driver = self._drivers[root] = _Driver(self, contract, root, parties, numbers, terms.stall_s)
+            row = (
+                root,
+                contract,
+                codec.encode(list(parties)),
+                terms.profile,
+                terms.min_parties,
+                terms.stall_s,
+                terms.prg,
+            )
+            driver = self._drivers[root] = _Driver(self, contract, root, parties, numbers, terms)
             await self.store.write(
-                lambda tx: tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?)", row)
+                lambda tx: tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             )
             assert self._nursery is not None, "sums begin when run() has started"
             self._nursery.start_soon(driver.run)
@@ -189,12 +196,12 @@ class _Driver:
         root: bytes,
         parties: Sequence[str],
         numbers: Profile,
-        stall_s: float,
+        terms: Terms,
     ) -> None:
         self.contract, self.root, self.parties = contract, root, list(parties)
         self.scope = trio.CancelScope()
         self._aggregation, self._mesh, self._store = aggregation, aggregation.mesh, aggregation.store
-        self._numbers, self._stall_s = numbers, stall_s
+        self._numbers, self._stall_s, self._prg = numbers, terms.stall_s, terms.prg
         self._me = self.parties.index(aggregation.identity.id)
         self._prefix = root.hex()[:16] + "/"
         self._position = 0
@@ -210,40 +217,35 @@ class _Driver:
 
     async def sum(self, request: Request) -> Total:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
-        params = params_hash(
-            codec.encode(
-                [
-                    1,
-                    list(request.name),
-                    request.params,
-                    WIDTH,
-                    BITS,
-                    "aegis256",
-                    *vars(self._numbers).values(),
-                    request.group,
-                ]
-            )
+        if self._numbers.n * ((1 << request.bits) - 1) >= 1 << WIDTH:
+            raise SumError(f"{self._numbers.n} values of {request.bits} bits do not fit into {WIDTH}: a sum would wrap")
+        numbers = vars(self._numbers).values()
+        encoded = codec.encode(
+            [1, list(request.name), request.params, WIDTH, request.bits, self._prg, *numbers, request.group, PINNED]
         )
         ask = Ask(
             request.name,
             group,
             request.history,
             request.turn_history,
-            params,
+            params_hash(encoded),
             len(request.vector),
             request.used,
             WIDTH,
-            BITS,
+            request.bits,
             data=request.group == "data",
+            encoded=encoded,
         )
         self._vectors[request.name] = request.vector
         self._asks.append(ask)
         self.ring()
-        while (ended := self._ended.get(request.name)) is None:
-            if self._broken is not None:
-                raise self._broken
-            await self._told.wait()
-        self._vectors.pop(request.name, None)
+        try:
+            while (ended := self._ended.get(request.name)) is None:
+                if self._broken is not None:
+                    raise self._broken
+                await self._told.wait()
+        finally:
+            self._vectors.pop(request.name, None)
         if ended.status != "SUM":
             raise self._failure(request, ended)
         path = self._path(ended.sum_hash)
@@ -290,7 +292,8 @@ class _Driver:
             self._numbers,
             self._me,
             [self._key_of(party) for party in self.parties],
-            stall_s=self._stall_s,
+            self._prg,
+            self._stall_s,
             name_of=lambda party: self._mesh.name_of(self.parties[party]),
         )
         party = Party(setting, self._aggregation.identity.signing, random_bytes, kept, lost)
@@ -329,6 +332,8 @@ class _Driver:
     async def _take_in(self, party: Party) -> None:
         """What came since the last look. What is here of ours is our log."""
         now, before = trio.current_time(), len(party.lost)
+        if self._asks and party.overflowed:  # what was far ahead then may be wanted now
+            self._position, party.overflowed = 0, False
         new, self._position = self._mesh.since(self.contract, KIND, self._position)
         for sender, slot, body in new:
             if slot.startswith(self._prefix):
@@ -363,8 +368,12 @@ class _Driver:
         if step.ended:
             self._tell()
         for note in step.notes:
-            facts = {"sid": note.sid.hex()[:16], "step": note.step, **note.facts}
-            self._aggregation.events.publish(f"job:{self.contract.hex()}", "sum", **facts)
+            facts = {
+                fact: [self.parties[party] for party in sorted(value)] if isinstance(value, frozenset) else value
+                for fact, value in note.facts.items()
+            }
+            topic = f"job:{self.contract.hex()}"
+            self._aggregation.events.publish(topic, "sum", sid=note.sid.hex()[:16], step=note.step, **facts)
 
     def _commit(self, tx: Transaction, step: Step) -> None:
         for key, raw in step.keep.items():
@@ -402,7 +411,9 @@ class _Driver:
         try:
             match work:
                 case Mask():
-                    vector = self._vectors[work.name]
+                    vector = self._vectors.get(work.name)
+                    if vector is None:  # the stage was ended, or its patience: this party drops out
+                        return
                     result: Any = await self._aggregation.run_in_thread(lambda: perform(work, self, vector))
                 case Add() | Unmask():
                     result = await self._aggregation.run_in_thread(lambda: perform(work, self))

@@ -60,7 +60,9 @@ class Starting:
             chosen = {party: advert for party, advert in chosen.items() if party in self.seat.pin}
         while len(chosen) >= self.seat.profile.m_min:
             lacking = [
-                party for party, (advert, _) in chosen.items() if not self.sharing.available(party, advert, chosen)
+                party
+                for party, (advert, _) in chosen.items()
+                if not self.sharing.available(party, advert, chosen.keys())
             ]
             if not lacking:
                 break
@@ -73,7 +75,7 @@ class Starting:
             patience = self.seat.here.setting.stall_s / 2 if self.seat.data and self.seat.seq == 0 else READY_S
             if not self.seat.due(now, self.seat.since("ready", now) + patience):
                 return None
-        owners = frozenset({self.seat.me}) if self.seat.aborts >= 2 else contributors
+        owners = frozenset({self.seat.me}) if self.seat.aborts >= 2 else contributors - self.seat.idle or contributors
         root = advert_root([chosen[party][0] for party in sorted(contributors)])
         pin = None if self.seat.pin is None else bitmap(self.seat.pin, self.seat.n)
         return [
@@ -117,7 +119,7 @@ class Starting:
         ctx = context(self.seat.sid, value.model, value.params, contributors, owners, value.root, pin)
         self.seat.fixed = Fixed(contributors, owners, pin, value.model, value.params, ctx, adverts)
         self.seat.since("started", now)
-        self.seat.note(step, "started", contributors=len(contributors))
+        self.seat.note(step, "started", contributors=contributors)
         return True
 
 

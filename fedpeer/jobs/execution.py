@@ -44,8 +44,6 @@ T = TypeVar("T")
 Outputs = dict[str, tuple[str, bytes]]
 """name → (kind, bytes) as artifact.dump gives them."""
 
-RING = (fixedpoint.WIDTH, fixedpoint.BITS)
-
 
 class Worker(Protocol):
     """What runs the stage's function: a process, or in simulations this one."""
@@ -233,7 +231,7 @@ class Execution:
         await self._work(size, lambda: self.gate.sum(request.tag, request.layout, request.vector))
         turn, k = self._next_place()
         common = self._next_common()
-        params = codec.encode([self.stage_id, turn, common, request.tag, self.declaration, request.layout, *RING])
+        params = codec.encode([self.stage_id, turn, common, request.tag, self.declaration, request.layout])
         vector = np.ascontiguousarray(request.vector, dtype=np.uint32)
         asked = await self._work(size, lambda: hash_("fp.sum", params, vector.data))
         payload = await self._journaled(turn, k, "sum", asked)
@@ -251,9 +249,11 @@ class Execution:
                     self.history,
                     self.turn_history,
                     declared.group,
+                    fixedpoint.bits(request.layout),
                 )
             )
             alias_of = {peer: alias for alias, peer in self.peer_of.items()}
+            self.say("sum", stage=self.stage_id, step="total", turn=turn, k=common, survivors=list(total.survivors))
             payload = await self._join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
             await self._journal(turn, k, "sum", asked, payload)
         values, survivors = codec.unpack_value(*split(payload))

@@ -114,6 +114,8 @@ class Answer(codec.Record, frozen=True):
     reason: str
     """A key of REFUSALS, "" when approved."""
     data: tuple[Brought, ...]
+    aes: bool = False
+    """its processor does AES: where that of all does, masks are AEGIS streams, elsewhere ChaCha20"""
 
 
 class Abort(codec.Record, frozen=True):

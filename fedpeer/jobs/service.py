@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,9 @@ import pyarrow as pa
 import trio
 
 from fedpeer import artifact, codec, stage
-from fedpeer.aggregation.request import Request, Terms, Total
+from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
-from fedpeer.crypto import random_bytes
+from fedpeer.crypto import has_aes, random_bytes
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import (
     Ambiguous,
@@ -328,7 +329,7 @@ class Jobs:
         return job
 
     def _first_view(self, read: Contract, body: bytes, created: str) -> JobView:
-        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of)
+        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of, self._stage)
 
     async def _load(self, kept: archive.Kept) -> _Job:
         """A job of the store as it was."""
@@ -574,7 +575,7 @@ class Jobs:
                     archive.pin_snapshot(tx, job.id, stage_id, port, version_of[name])
 
             await self._store.write(pin)
-        return Answer(True, "", tuple(said))
+        return Answer(True, "", tuple(said), has_aes())
 
     # stages
 
@@ -595,7 +596,12 @@ class Jobs:
             job.view.me,
             store=self._store,
             mesh=self._mesh,
-            together=_Together(self._aggregation, job, [peer_of[alias] for alias in role_of]),
+            together=_Together(
+                self._aggregation,
+                job,
+                [peer_of[alias] for alias in role_of],
+                aes=all(answer.aes for answer in self._hear(job).answers.values()),
+            ),
             start_worker=self._start_worker,
             say=lambda event, **facts: self._say(job, event, facts),
             restarts=job.contract.rules.restarts,
@@ -773,10 +779,9 @@ class Jobs:
 class _Together:
     """Sums and agreed values of one stage, among those who have a role in it."""
 
-    def __init__(self, aggregation: Aggregation, job: _Job, parties: Sequence[str]) -> None:
-        rules = job.contract.rules
+    def __init__(self, aggregation: Aggregation, job: _Job, parties: Sequence[str], *, aes: bool) -> None:
         self._aggregation, self._contract, self._parties = aggregation, job.id, list(parties)
-        self._terms = Terms(rules.profile, rules.min_parties, rules.stall_s)
+        self._terms = replace(job.contract.rules.terms, prg="aegis256" if aes else "chacha20")
 
     async def sum(self, request: Request) -> Total:
         return await self._aggregation.sum(self._contract, self._parties, self._terms, request)

@@ -11,7 +11,8 @@ Rules
   alike and shows it to nobody. While signer and addressee are connected no third peer hears of it.
 * Asking: a Sync names what we hold, and is answered with what is missing in that, but for what its signer tells
   itself; of the senders that the Sync names everything is told. It is said (1) for all, when a session begins or a
-  scope is opened; (2) for a peer that is no neighbour any more, to all neighbours, `PAUSE_S` later; (3) for all,
+  scope is opened; (2) for a peer that is no neighbour any more, to all neighbours, `PAUSE_S` later, if it is not back
+  by then (a directed record that is here takes a way that was lost or found with the same patience); (3) for all,
   everything, to one neighbour in turn every `LOOK_S`. So there are at most 1 / PAUSE_S Syncs a second for each scope
   and neighbour, however often others' connections break, and an answer never causes one.
 * A neighbour that lies about its connections hurts itself (it is told less), or delays a directed record until (3).
@@ -63,6 +64,8 @@ class Neighbours:
         """connected peers who said that the scope is not open there: they are told the contract"""
         self.lost: set[str] = set()
         """whose records may have been missed: to be asked about"""
+        self.gained: set[tuple[str, str]] = set()
+        """neighbours, and to whom they are connected since: a new way for directed records"""
         self._me, self._audience = me, tuple(audience)
         self._near: dict[str, frozenset[str]] = {}
 
@@ -75,13 +78,14 @@ class Neighbours:
     def bits(self) -> bytes:
         return bits_of(self._audience, self._near)
 
-    def meet(self, peer: str, bits: bytes) -> tuple[bool, frozenset[str]]:
-        """A peer says whom it is connected to. Whether it is a new neighbour, and who is new among its own."""
-        new = peer not in self._near
-        before = self._near.get(peer, frozenset())
-        self._near[peer] = peers_of(self._audience, bits) - {peer}
+    def meet(self, peer: str, bits: bytes) -> bool:
+        """A peer says whom it is connected to. Whether it is a new neighbour; to one that is not, ways may be new."""
+        before = self._near.get(peer)
+        near = self._near[peer] = peers_of(self._audience, bits) - {peer}
         self.unopened.discard(peer)
-        return new, self._near[peer] - before
+        if before is not None:
+            self.gained |= {(peer, other) for other in near - before}
+        return before is None
 
     def part(self, peer: str) -> bool:
         """Whether it was a neighbour, and is one no more."""
@@ -134,8 +138,9 @@ class Neighbours:
             return True
         return (record.sender if record.to == self._me else record.to) not in self._near
 
-    def detours(self, record: Record, peers: Collection[str]) -> list[str]:
-        """Through whom a directed record that is here can now reach its addressee, if that is one of these peers."""
-        if record.to not in peers or record.to in self._near:
+    def detours(self, record: Record) -> list[str]:
+        """Through whom a directed record that is here can now reach its addressee, after what was lost and gained."""
+        if record.to in self._near or record.to == self._me:
             return []
-        return [peer for peer in self.beside(record.to) if peer != record.sender]
+        ways = (peer for peer in self.beside(record.to) if peer != record.sender)
+        return [peer for peer in ways if record.to in self.lost or (peer, record.to) in self.gained]

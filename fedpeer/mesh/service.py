@@ -128,8 +128,8 @@ class Mesh:
         self._since: dict[str, str] = {}
         self._errors: dict[str, str] = {}
         self._seals: dict[str, Verify] = {}
+        self._changes = Bell()
         self._strays: dict[str, Callable[[Record], None]] = {}
-        self._losses = Bell()
         self.roster: Roster
         self.scopes: dict[bytes, Scope]
         store.write_now(self._load)
@@ -155,7 +155,7 @@ class Mesh:
                     nursery.start_soon(self._accept, listener)
                 for card in self.roster:
                     self._start_dialling(card.id)
-                nursery.start_soon(self._ask_after_losses)
+                nursery.start_soon(self._mend)
                 nursery.start_soon(self._look_around)
                 task_status.started()
                 await trio.sleep_forever()
@@ -457,13 +457,10 @@ class Mesh:
         opened, peer = self.scopes.get(scope), session.peer
         if opened is None or peer not in opened.audience or self.sessions.get(peer) is not session:
             return
-        new, gained = opened.neighbours.meet(peer, bits)
-        if new:
+        if opened.neighbours.meet(peer, bits):
             self._tell_near(scope, opened)
-        else:  # a new one is told in answer to its Sync
-            for signed in opened.shelf.directed() if gained else ():
-                if peer in opened.neighbours.detours(signed.record, gained):
-                    session.push(signed)
+        elif opened.neighbours.gained:
+            self._changes.ring()
         self.connections.ring()
 
     def not_open(self, session: Session, scope: bytes) -> None:
@@ -486,25 +483,26 @@ class Mesh:
             if opened.neighbours.part(peer):
                 opened.neighbours.lost.add(peer)
                 self._tell_near(scope, opened)
-        self._losses.ring()
+        self._changes.ring()
 
     def _tell_near(self, scope: bytes, opened: Scope) -> None:
-        for peer in opened.neighbours:
-            self.sessions[peer].tell_near(scope)
+        for session in self._audience(opened):  # who opens it later knows it from the first moment
+            session.tell_near(scope)
 
-    async def _ask_after_losses(self) -> None:
+    async def _mend(self) -> None:
+        """A little after connections were lost or made: ask for what may have been missed, and use the new ways."""
         while True:
-            ticket = self._losses.ticket
+            ticket = self._changes.ticket
             for scope, opened in self.scopes.items():
                 neighbours = opened.neighbours
-                lost = neighbours.lost.difference(neighbours)
-                neighbours.lost.clear()
-                detours = [(s, p) for s in opened.shelf.directed() for p in neighbours.detours(s.record, lost)]
-                for signed, peer in detours:
-                    self.sessions[peer].push(signed)
-                if lost:
+                for signed in opened.shelf.directed() if neighbours.lost or neighbours.gained else ():
+                    for peer in neighbours.detours(signed.record):
+                        self.sessions[peer].push_anew(signed)
+                if lost := neighbours.lost.difference(neighbours):
                     for peer in neighbours:
                         self.sessions[peer].ask(scope, gossip.bits_of(opened.audience, lost))
+                neighbours.lost.clear()
+                neighbours.gained.clear()
             await ticket.wait()
             await trio.sleep(gossip.PAUSE_S)
 
@@ -807,6 +805,7 @@ class Mesh:
                     await self.sessions[relay].pull(scope, incoming, "" if relay == holder else holder)
                     if whole and not incoming.complete:
                         incoming.restart()
+                        suspects |= {way} if relay != holder else set()
                 if not incoming.complete:
                     await trio.sleep(PULL_AGAIN_S)
                 elif await self.store.run(incoming.finish):

@@ -96,6 +96,7 @@ class Session:
         self._known: dict[bytes, set[bytes]] = {}  # digests of a Sync that comes in parts
         self._ready: set[bytes] = set()  # scopes that are open over there
         self._near: dict[bytes, bytes] = {}  # and whom the other side is connected to in them
+        self._given: set[bytes] = set()  # directed records that were pushed
         self._pumps: set[bytes] = set()
         self._serving = [trio.CancelScope() for _ in range(LANES)]
         self._lanes = trio.Semaphore(LANES)
@@ -165,7 +166,14 @@ class Session:
         """A scope was closed here: the other side makes room for another, and we when it says the same."""
         self.tell_near(scope)
 
+    def push_anew(self, signed: records.Signed) -> None:
+        """Push a directed record unless that was done in this session."""
+        if signed.digest not in self._given:
+            self.push(signed)
+
     def push(self, signed: records.Signed) -> None:
+        if signed.record.to:
+            self._given.add(signed.digest)
         self._say(("record", signed.digest), signed.raw)
 
     def _say(self, key: Hashable, value: bytes | int) -> None:

@@ -1,6 +1,8 @@
 """Many seeds, and a table of what was injected and how it ended.
 
     python -m fedpeer.testing.sums --seeds 1000 [--first K]     seeds K, K+1, …; exit 1 if one of them fails
+        --stop                                                  no more seeds once one has failed
+        --calm                                                  without faults, and only the totals are looked at
     python -m fedpeer.testing.sums --seed S                     one seed, and everything about it
 
 A seed that fails prints the command that repeats it. The whole run fails, too, if it injected less than it claims to,
@@ -19,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedpeer.testing.sums.faults import CLAIMS
-from fedpeer.testing.sums.tally import Tally, command, simulate
+from fedpeer.testing.sums.tally import Tally, command, simulate, simulate_calm
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="so many seeds (default 1000)")
     parser.add_argument("--first", type=int, default=0, metavar="K", help="the first of them (default 0)")
     parser.add_argument("--seed", type=int, metavar="S", help="this one only, with everything about it")
+    parser.add_argument("--stop", action="store_true", help="no more seeds once one has failed")
+    parser.add_argument("--calm", action="store_true", help="without faults; only the totals are looked at")
     chosen = parser.parse_args(arguments)
     console = Console()
     if chosen.seed is not None:
@@ -37,13 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     seeds = range(chosen.first, chosen.first + chosen.seeds)
     with ProcessPoolExecutor(os.cpu_count()) as pool, Progress(*bar, console=console) as progress:
         task = progress.add_task("", total=len(seeds), failed=0)
-        for outcome in pool.map(simulate, seeds, chunksize=4):
+        for outcome in pool.map(simulate_calm if chosen.calm else simulate, seeds, chunksize=4):
             tally.add(outcome)
             for failure in outcome.failures[:3]:
                 progress.console.print(f"seed {outcome.seed}: {failure}", style="red", markup=False)
             progress.update(task, advance=1, failed=len(tally.failed))
+            if tally.failed and chosen.stop:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
     console.print(_table(tally))
-    wrong = tally.wrong()
+    wrong = tally.wrong(shares=not chosen.calm and not chosen.stop)
     for line in wrong:
         console.print(line, style="red", markup=False)
     if tally.failed:

@@ -36,6 +36,7 @@ CLAIMS: Final = {  # the share of seeds that has this fault, at the least
     "silent dealer or stingy owner": 0.15,
     "garbage for a file": 0.04,
     "disk full": 0.04,
+    "disk rolled back": 0.02,
     "party gone for good": 0.06,
     "party late": 0.15,
 }
@@ -108,6 +109,13 @@ class Liar:
     """the parties that it serves files"""
     garbage_files: bool = False
     """the first answer is not what was asked for"""
+    rolled_back: bool = False
+    """honest, but an old copy of its disk is put back; it counts among the f all the same"""
+
+    @property
+    def withholds(self) -> bool:
+        """Whether it keeps back what others need."""
+        return bool(self.mute) or any(x is not None for x in (self.shares_for, self.receipts_for, self.files_for))
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,11 @@ def draw(rng: random.Random, profile: Profile) -> Faults:
             liar = _liar(rng, profile, equivocator, withholder)
             if liar != Liar():
                 liars[party] = liar
-    kills: dict[int, tuple[Kill, ...]] = {}
+    kills: dict[int, tuple[Kill, ...]] = {
+        party: (Kill("before a commit", rng.randint(2, 30), 1.0, roll_back=True),)
+        for party, liar in liars.items()
+        if liar.rolled_back
+    }
     honest = [party for party in everybody if party not in liars]
     if rng.random() < 0.6:
         for party in rng.sample(honest, rng.randint(1, max(1, min(3, len(honest))))):
@@ -214,6 +226,8 @@ def _liar(rng: random.Random, profile: Profile, equivocator: bool, withholder: b
                 liar |= {"files_for": some(rng, everybody, 0)}
     if rng.random() < 0.2:
         liar |= {"garbage_files": True}
+    if not liar and rng.random() < 0.3:
+        liar |= {"rolled_back": True}
     return Liar(**liar)
 
 

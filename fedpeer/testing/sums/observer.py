@@ -8,7 +8,8 @@ members. It states no rule of the protocol; it says what must not be known, or m
 2. of one group not the sums of two sets of honest parties (of one instance, where the group is not pinned);
 3. of no honest party two masked vectors of one instance, or one under two contexts;
 4. nobody's b, nor a share of one, from an honest party before t parties have released for one set of survivors;
-5. from no honest party two RELEASEs for different survivors: in an instance any, in a group any that are not empty.
+5. from no honest party two RELEASEs for different survivors: in an instance any, in a group any that are not empty;
+6. from no honest party two different messages in the place of one: nothing that could ever convict it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from fedpeer.aggregation import keyset, names
 from fedpeer.aggregation.messages import START, Advertise, Proposal, Signed, StartValue, value_of
@@ -61,6 +63,19 @@ def observe(
     return [*seen.wrong, *seen.known_too_well(liars)]
 
 
+_PLACES: Final[dict[str, tuple[str, ...]]] = {  # kind → the fields that name the place
+    "ADVERTISE": ("inc",),
+    "PROPOSAL": ("stage", "view"),
+    "PREVOTE": ("stage", "view"),
+    "PRECOMMIT": ("stage", "view"),
+    "SCATTER": ("chunk",),
+    "CUT": ("view",),
+    "SUM": ("survivors", "chunk"),
+    "RELEASE": (),
+    "FINAL": (),
+}
+
+
 class _Seen:
     """What all messages together say."""
 
@@ -81,9 +96,16 @@ class _Seen:
         self.masked: defaultdict[tuple[bytes, int], set[bytes]] = defaultdict(set)
         """(sid, honest party) → the contexts under which it masked its vector"""
         self.chunks: dict[tuple[bytes, int, int], bytes] = {}
+        self.places: dict[tuple[object, ...], bytes] = {}
+        """(sid, honest party, kind, place) → the body of what it said there"""
 
     def hear(self, said: Said) -> None:
         message, sid, party = said.signed.message, said.signed.sid, said.party
+        place = _PLACES.get(said.signed.kind)
+        if said.honest and place is not None:
+            key = sid, party, said.signed.kind, *(getattr(message, name) for name in place)
+            if self.places.setdefault(key, said.signed.body) != said.signed.body:
+                self._say(said, f"a second {said.signed.kind} in the place of another")
         match said.signed.kind:
             case "ADVERTISE":
                 self.adverts[sid, party][names.advert_id(said.signed.body)] = message

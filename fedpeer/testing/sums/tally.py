@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from fedpeer.testing.sums.faults import CLAIMS
+from fedpeer.testing.sums.faults import CLAIMS, Faults
 from fedpeer.testing.sums.world import Outcome, World
 
 RESULTS: Final = 0.95
@@ -17,6 +18,11 @@ ENOUGH: Final = 100
 
 def simulate(seed: int) -> Outcome:
     return World(seed).run()
+
+
+def simulate_calm(seed: int) -> Outcome:
+    """The same parties and job without faults, and nobody looks at what is said: what any test would see."""
+    return World(seed, faults=Faults()).run(watched=False)
 
 
 def command(seed: int) -> str:
@@ -50,10 +56,19 @@ class Tally:
         self.instances += outcome.instances
         self.steps += outcome.steps
 
-    def wrong(self) -> list[str]:
-        """Everything that makes the run a failure, in words."""
+    def run(self, seeds: Iterable[int]) -> list[str]:
+        """Simulate these; what failed, with the command that repeats it."""
+        failures = []
+        for seed in seeds:
+            outcome = simulate(seed)
+            self.add(outcome)
+            failures += [f"{command(seed)}: {failure}" for failure in outcome.failures]
+        return failures
+
+    def wrong(self, *, shares: bool = True) -> list[str]:
+        """Everything that makes the run a failure, in words; `shares`: what was injected counts, too."""
         lines = [f"seed {seed} failed:  {command(seed)}" for seed in self.failed]
-        if self.seeds < ENOUGH:
+        if self.seeds < ENOUGH or not shares:
             return lines
         for name, share in CLAIMS.items():
             if self.seeds_with[name] < share * self.seeds:

@@ -156,7 +156,7 @@ class Node:
         self.wake = -1.0
         self.sweeping = False
         self.pause = 1.0
-        self.backup: dict[str, dict[Any, Any]] | None = None
+        self.backup: dict[str, dict[Any, Any]] = {}
 
     @property
     def up(self) -> bool:
@@ -184,7 +184,7 @@ class World:
         core: Callable[[Setting, SigningKey, Callable[[int], bytes], Mapping[bytes, bytes]], Party] = Party,
     ) -> None:
         rng = random.Random(f"{seed} plan")
-        size = n or rng.choices((3, 4, 5, 6, 7, 8, 11), (10, 35, 30, 12, 8, 4, 1))[0]
+        size = n or rng.choices((3, 4, 5, 6, 7, 8, 11), (10, 45, 30, 8, 4, 2, 1))[0]
         self.seed = seed
         self.profile = profile or names.profile(size, "crash" if rng.random() < 0.15 else "")
         self.n = self.profile.n
@@ -199,6 +199,8 @@ class World:
         self.nodes = [Node(number, party, seed) for number, party in enumerate((*range(self.n), *twins))]
         self.now = 0.0
         self.transcript: list[Said] = []
+        self.returned: list[tuple[float, int, bytes]] = []
+        """(when, party, sid): a message came back to its sender, whose disk has lost it"""
         self.letters: dict[tuple[bytes, int], Letter] = {}
         self.injected: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
@@ -241,8 +243,8 @@ class World:
 
         self.after(seconds, run)
 
-    def run(self) -> Outcome:
-        """Until every honest party's job is over, or long after it should be."""
+    def run(self, *, watched: bool = True) -> Outcome:
+        """Until every honest party's job is over, or long after it should be; `watched`: the observer looks at it."""
         horizon = (len(self.sums) + 2) * 2 * STALL_S
         for node in self.nodes:
             start = self.faults.late.get(node.party, self.rng.random())
@@ -262,7 +264,11 @@ class World:
                 event()
         except Exception as error:
             failures.append(f"at {self.now:.3f} s: {error!r}\n{traceback.format_exc()}")
-        return self._outcome(failures)
+        outcome = self._outcome(failures)
+        if watched:
+            publics = [key.public for key in self.keys]
+            outcome.failures.extend(observe(self.transcript, self.profile, publics, self._instances()))
+        return outcome
 
     def _over(self) -> bool:
         self._perhaps_over = False
@@ -312,6 +318,8 @@ class World:
         for kill in self.faults.kills.get(node.party, ()):
             if kill.point == point and kill.at == node.points[point]:
                 self._kill(node, kill)
+            elif kill.point == point and kill.roll_back and kill.at // 2 == node.points[point]:
+                node.backup = node.disk.copy()
 
     def _kill(self, node: Node, kill: Kill) -> None:
         self.injected.update({"kill": 1, f"kill {kill.point}": 1})
@@ -319,6 +327,9 @@ class World:
         if unsynced:
             self.injected["kill with writes unsynced"] += 1
             node.disk.lose(self.rng.randint(0, unsynced) if self.rng.random() < 0.3 else unsynced)
+        if kill.roll_back:
+            self.injected["disk rolled back"] += 1
+            node.disk.restore(node.backup)
         self._stop(node, kill.down_s)
         raise Killed
 
@@ -378,7 +389,7 @@ class World:
             self._ended(node, ended)
         self._clear(node, step)
         if step.say or step.ended:
-            self._advance_soon(node, 0.0)
+            self._advance_soon(node)
         wake = core.wake_at()
         if wake is not None and wake != node.wake:
             node.wake = wake
@@ -404,7 +415,7 @@ class World:
         total = before.total if before else node.disk.tables["files"].get(ended.sum_hash, b"")
         end = End(ended.status, ended.survivors, ended.sum_hash, total)
         if before is not None:
-            if before != end and self.honest(node.party):
+            if before.status == "SUM" and before != end and self.honest(node.party):
                 raise Wrong(f"party {node.party} says of {ended.name} first {before}, then {end}")
             return
         self._point(node, "before an end")
@@ -497,6 +508,8 @@ class World:
         if second is not None and second.digest != said.digest:
             self.injected["equivocation"] += 1
             self._send(node, second, to, without, self.rng.choice((0.0, 2.0)))
+            if self.rng.random() < 0.3:
+                return
         self._send(node, said, to, without)
 
     def _send(self, node: Node, signed: Signed, to: int | None, without: frozenset[int], late: float = 0.0) -> None:
@@ -527,7 +540,8 @@ class World:
         if letter.signed.sid in node.disk.tables["gone"]:
             return False
         if node is author:
-            return self.honest(node.party) and digest not in node.disk.tables["said"]
+            liar = self.faults.liars.get(node.party)
+            return (liar is None or liar.rolled_back) and digest not in node.disk.tables["said"]
         return (
             node.party != author.party  # twins do not hear each other
             and node.party in letter.to
@@ -567,7 +581,10 @@ class World:
         if node.core is None or not self._reached(node, letter):
             return
         node.missing.pop(letter.signed.digest, None)
-        if node.number != letter.author:
+        if node.number == letter.author:
+            if self._lacks(node, letter):  # still; it may have said the same again
+                self.returned.append((self.now, node.party, letter.signed.sid))
+        else:
             letter.holders.add(node.number)
             node.disk.write([("heard", letter.signed.digest, letter.signed)])
         node.core.add(letter.signed)
@@ -663,14 +680,20 @@ class World:
         for node in here:
             for end in node.ends().values():
                 outcome.ended[end.status] += 1
+            framed = sorted(party for party in node.core.convicted if self.honest(party)) if node.core else []
+            if framed:
+                failures.append(f"party {node.party} takes {framed} for convicted, which are honest")
             sum_ = self._next(node)
             if sum_ is not None and node.party not in self.gone and not failures:
                 failures.append(f"party {node.party} still waits for {sum_.name} at {self.now:.0f} s")
+            failures.extend(
+                f"{name}: {end.status} at party {node.party}, though nobody lied or went for good"
+                for name, end in node.ends().items()
+                if end.status != "SUM" and not self.gone and not self.faults.liars
+            )
         for sum_ in self.sums:
             failures.extend(self._check(sum_, here))
             self._promise(sum_, here, outcome)
-        publics = [key.public for key in self.keys]
-        failures.extend(observe(self.transcript, self.profile, publics, self._instances()))
         return outcome
 
     def _check(self, sum_: Sum, here: list[Node]) -> Iterator[str]:

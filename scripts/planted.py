@@ -1,0 +1,87 @@
+"""Bugs planted on purpose, one patch each in tests/planted: a simulation must find every one of them.
+
+    ./scripts/test planted [--seeds 2000] [NAME …]
+
+A patch begins with a line that says what it breaks, and changes at most ten lines. It is applied to a copy of the
+package. There, sums without faults must still be right (the bug is none that any test would see), and of the given
+number of seeds at least one must fail. Exit 1 if a bug is not found, or breaks what has no faults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+PLANTED = ROOT / "tests" / "planted"
+MOST_LINES = 10
+
+
+def changed_lines(patch: Path) -> int:
+    """How many lines a patch takes away or adds, whichever is more."""
+    lines = patch.read_text().splitlines()
+    removed = sum(line.startswith("-") and not line.startswith("---") for line in lines)
+    added = sum(line.startswith("+") and not line.startswith("+++") for line in lines)
+    return max(removed, added)
+
+
+def plant(patch: Path, folder: Path) -> None:
+    """A copy of the package in `folder`, with the bug. Raises CalledProcessError if the patch does not fit."""
+    shutil.copytree(ROOT / "fedpeer", folder / "fedpeer", ignore=shutil.ignore_patterns("__pycache__"))
+    command = ["git", "apply", str(patch)]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+
+
+def simulate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The simulator of the package in this folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "fedpeer.testing.sums", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def found(patch: Path, seeds: int) -> str:
+    """How the bug was found. Raises AssertionError if it was not, or if it is none."""
+    assert changed_lines(patch) <= MOST_LINES, f"{patch.name} changes more than {MOST_LINES} lines"
+    with tempfile.TemporaryDirectory(prefix="fedpeer-planted-") as name:
+        folder = Path(name)
+        plant(patch, folder)
+        calm = simulate(folder, "--seeds", "4", "--calm", "--stop")
+        assert calm.returncode == 0, f"it breaks what has no faults:\n{calm.stdout}{calm.stderr}"
+        stormy = simulate(folder, "--seeds", str(seeds), "--stop")
+        assert stormy.returncode == 1, f"not found within {seeds} seeds:\n{stormy.stdout}{stormy.stderr}"
+        return next(line for line in stormy.stdout.splitlines() if line.startswith("seed "))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./scripts/test planted", description="Are planted bugs found?")
+    parser.add_argument("names", nargs="*", help="patches of tests/planted (all)")
+    parser.add_argument("--seeds", type=int, default=2000, help="so many seeds for each (default 2000)")
+    chosen = parser.parse_args()
+    console, missed = Console(), 0
+    for patch in sorted(PLANTED.glob("*.patch")):
+        if chosen.names and patch.stem not in chosen.names:
+            continue
+        started = time.monotonic()
+        try:
+            how, style = found(patch, chosen.seeds), "green"
+        except (AssertionError, subprocess.CalledProcessError) as error:
+            how, style, missed = f"{error} {getattr(error, 'stdout', '') or ''}", "red", missed + 1
+        console.print(f"{patch.stem} ({time.monotonic() - started:.0f} s): ", style=style, end="")
+        console.print(how, markup=False, highlight=False)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
