@@ -28,16 +28,20 @@ from sums_cast import (
 
 from fedpeer.aggregation import vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
+from fedpeer.aggregation.messages import sign
 from fedpeer.aggregation.request import Total
+from fedpeer.aggregation.service import KIND, _slot
 from fedpeer.crypto import hash_
 from fedpeer.errors import (
     BelowQuorum,
     LocalProtocolError,
     NotDeterministic,
+    RemoteProtocolError,
     StoreError,
     SumError,
     SurvivorsChanged,
 )
+from fedpeer.mesh import records
 from fedpeer.testing.network import MemoryNetwork
 from fedpeer.testing.uniformity import looks_uniform
 
@@ -52,7 +56,7 @@ async def test_everybody_gets_the_exact_sum(
         assert total.values.dtype == np.uint32
         assert total.survivors == [daemon.id for daemon in daemons]
     for daemon in daemons:
-        assert {"started", "scattered", "added", "committed", "released", "opened", "final"} <= set(daemon.steps())
+        assert {"started", "scattered", "committed", "released", "opened", "final"} <= set(daemon.steps())
         assert not {"aborted", "noise"} & set(daemon.steps())
     assert trio.current_time() < 2, "nothing waited for a timer"
 
@@ -617,6 +621,59 @@ async def test_a_peer_that_would_sum_something_else_is_left_out_by_the_others_an
             assert result.survivors == [other.id for other in here]
             assert result.values.tolist() == expected(here)
     assert "scattered" not in bob.steps()
+
+
+async def test_what_one_says_in_the_name_of_another_counts_for_nobody(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    """Signed by itself with the index of another, or as a record of another: neither is heard."""
+    *here, mallory = daemons = await introduced(home, network, *NAMES[:4])
+
+    async def work(daemon: Daemon) -> Any:
+        if daemon is not mallory:
+            total = await daemon.sum(daemons)
+            assert len(daemon.messages("RELEASE", mallory)) == 1, "it is here, and stands for nothing"
+            assert not any(signed.message.sender == 3 for signed in daemon.messages())
+            return total
+        await until(lambda: len(mallory.messages("READY")) == 3 and mallory.id in here[1].mesh.sessions)
+        (driver,) = {slot[:17] for slot, _ in mallory.mesh.held(CONTRACT, KIND)}
+        sid = mallory.messages("READY")[0].sid
+        forged = sign(mallory.identity.signing, sid, "RELEASE", 0, bytes(32), b"\x0f", [])
+        slot = _slot(driver, forged)
+        await mallory.store.write(lambda tx: mallory.mesh.publish(tx, CONTRACT, KIND, slot, forged.raw))
+        record, bob = records.seal(records.Record(CONTRACT, KIND, slot, here[0].id, forged.raw)), here[1]
+        with pytest.raises(RemoteProtocolError):
+            await bob.mesh.record_came(bob.mesh.sessions[mallory.id], record.raw)
+        return None
+
+    totals = await together(daemons, work)
+    for total in totals[:3]:
+        assert total.values.tolist() == expected(here)
+
+
+async def test_a_file_that_is_not_what_was_said_counts_as_none_and_its_peer_is_left_out(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    *here, mallory = daemons = await introduced(home, network, *NAMES[:4])
+    offer = mallory.mesh.offer
+
+    def offer_another(tx: Any, scope: bytes, digest: bytes, size: int) -> None:
+        offer(tx, scope, digest, size)
+        mallory.store.remove_file(digest)
+        mallory.store.path_of(digest).write_bytes(bytes(size))
+
+    mallory.mesh.offer = offer_another  # type: ignore[method-assign]
+
+    async def work(daemon: Daemon) -> Any:
+        if daemon is not mallory:
+            return await daemon.sum(daemons)
+        with trio.move_on_after(1200):
+            await daemon.sum(daemons)
+        return None
+
+    for total in (await together(daemons, work))[:3]:
+        assert total.survivors == [daemon.id for daemon in here]
+        assert total.values.tolist() == expected(here)
 
 
 async def test_a_sum_in_a_scope_that_is_not_open_is_an_error(
