@@ -211,8 +211,8 @@ class Sum:
             raise TypeError(f"clip={self.clip!r}: a float from 1e-30 to 1e30")
         if not 1 <= self.bits <= 22 or (self.clip is None and self.bits != 16):
             raise TypeError(f"bits={self.bits}: 1 to 22, together with clip")
-        if not 2 <= self.value_bits <= 55 or not 0 <= self.fraction_bits <= self.value_bits:
-            raise TypeError(f"value_bits={self.value_bits} is 2 to 55, fraction_bits={self.fraction_bits} at most that")
+        if not (2 <= self.value_bits <= 55 and 0 <= self.fraction_bits <= 55):
+            raise TypeError(f"value_bits={self.value_bits} is 2 to 55, fraction_bits={self.fraction_bits} 0 to 55")
 
     @property
     def codecs(self) -> dict[str, list[Any]]:

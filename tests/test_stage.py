@@ -42,7 +42,7 @@ def test_a_stage_that_is_not_there_is_answered_with_what_is(name: str, message: 
         {"bits": 8},
         {"value_bits": 56},
         {"value_bits": 1},
-        {"value_bits": 16, "fraction_bits": 17},
+        {"fraction_bits": 56},
         {"fraction_bits": -1},
     ],
 )

@@ -171,7 +171,6 @@ def test_what_is_not_declared_otherwise_is_exact():
 
 @given(st.integers(2, 55), st.integers(0, 55), st.integers(3, 256), st.data())
 def test_declared_ranges_are_exact_up_to_their_ends(width: int, fraction: int, n: int, data: st.DataObject):
-    fraction = min(fraction, width)
     codecs, bound = Sum("", value_bits=width, fraction_bits=fraction).codecs, 2 ** (width - 1)
     inside = st.integers(-bound, bound - 1)
     row = [*data.draw(st.lists(inside, max_size=5)), -bound, bound - 1]
