@@ -38,8 +38,7 @@ from fedpeer.testing.sums.disk import Disk, Full, Write
 from fedpeer.testing.sums.faults import Faults, Kill, beside, draw, in_place_of, withheld
 from fedpeer.testing.sums.observer import Instance, Said, observe
 
-D: Final = 256
-USED: Final = 240
+PAD: Final = 16
 W: Final = 24
 BITS: Final = 16
 STALL_S: Final = 3600.0
@@ -70,7 +69,9 @@ class Sum:
     """the group: "data" or "turn" """
     pinned: bool
     input: int
-    """sums of equal number sum the same vectors"""
+    """sums of equal number (and length) sum the same vectors"""
+    d: int = 256
+    """elements, with PAD zeros: one slice for each 256 of them, or for each owner"""
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ def job(rng: random.Random) -> list[Sum]:
         groups = [(("count", 0), "data", 0.9, 1)]
     sums, alike = [], rng.random() < 0.2
     for number, ((stage, turn), kind, pinned, calls) in enumerate(groups):
-        bound = rng.random() < pinned
-        sums += [Sum((stage, turn, k), kind, bound, 2 * number * (not alike) + rng.randrange(2)) for k in range(calls)]
+        bound, d = rng.random() < pinned, rng.choices((256, 768, 2304), (5, 3, 1))[0]
+        first = 0 if alike else 2 * number
+        sums += [Sum((stage, turn, k), kind, bound, first + rng.randrange(2), d) for k in range(calls)]
     return sums
 
 
@@ -222,8 +224,8 @@ class World:
     def vector(self, sum_: Sum, party: int) -> Vector:
         """x of one party, padded."""
         rng = np.random.default_rng([self.seed, sum_.input, party])
-        x = np.zeros(D, np.uint32)
-        x[:USED] = rng.integers(0, 1 << BITS, USED)
+        x = np.zeros(sum_.d, np.uint32)
+        x[:-PAD] = rng.integers(0, 1 << BITS, sum_.d - PAD)
         return x
 
     # the clock
@@ -475,8 +477,8 @@ class World:
             model=history,
             shared=hash_("fp.sim.shared", began),
             params=names.params_hash(repr((sum_.name, sum_.kind, sum_.pinned)).encode()),
-            d=D,
-            used=USED,
+            d=sum_.d,
+            used=sum_.d - PAD,
             w=W,
             bits=BITS,
             data=sum_.kind == "data",
@@ -704,7 +706,7 @@ class World:
         for party, end in ends.items():
             if len(end.survivors) < self.profile.m_min:
                 yield f"{sum_.name}: party {party} took a sum of {sorted(end.survivors)}, which are too few"
-            exact = sum((self.vector(sum_, i) for i in end.survivors), np.zeros(D, np.uint32))
+            exact = sum((self.vector(sum_, i) for i in end.survivors), np.zeros(sum_.d, np.uint32))
             if not np.array_equal(vectors.unpack(end.total, W), exact):
                 yield f"{sum_.name}: the total at party {party} is not the sum of {sorted(end.survivors)}"
 
