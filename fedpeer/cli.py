@@ -357,6 +357,9 @@ def job_submit(state: State, file: str) -> None:
         me = next(p["name"] for p in view["participants"] if p["alias"] == view["me"])
         if waiting := [name for name in view["waiting_for"] if name != me]:
             click.echo(f"it waits for {screen.clean(waiting)}", err=True)
+        for stage in view["stages"]:
+            if stage["sums"]:
+                click.echo(f"sums of {stage['id']}: {screen.protection(stage['sums'])}", err=True)
         click.echo(f"follow it with: fedpeer job watch {view['id'][: screen.SHORT]}", err=True)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -53,6 +53,8 @@ class ReceiveRequest:
 class SumRequest:
     tag: str
     values: Mapping[str, Array]
+    chance: bytes = field(repr=False)
+    """32 secret bytes for rounding"""
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,11 @@ class Peers:
         `values`: an array (named "values" in the total) or a dict of arrays; shapes and dtypes equal at all peers.
         Integers: |v| < 2^54, exact. Floats: |x| < 2^22, each rounded once to a multiple of 2^-32, the sum exact and
         equal, bit for bit, at every peer. NaN, infinity or a value out of range fails the stage before anything leaves.
+        A sum may declare other ranges, or `clip` for large models (stage.Sum).
         """
         given = values if isinstance(values, Mapping) else {"values": values}
         arrays = {name: np.asarray(given[name]) for name in sorted(given)}
-        total: Total = await _ask(SumRequest(tag, arrays))
+        total: Total = await _ask(SumRequest(tag, arrays, self.random.bytes(32)))
         self.random.absorb(codec.pack_value([dict(total.values), list(total.survivors)]))
         return total
 

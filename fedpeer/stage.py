@@ -180,16 +180,48 @@ class Sum:
     """A secure sum over all participants: nobody sees one peer's values. The text says what the total tells.
 
     group="data" for what is computed from the data alone, "turn" for what changes with the model: all sums of one
-    group share one survivor set. In this version that is everybody, always.
+    group share one survivor set.
 
     per_turn is how often the tag may be asked in one turn of `peers.rounds`. What comes before the loop is a turn of
     its own, and what follows a `break` belongs to the turn it left; so a loop of sums goes into `rounds`.
+
+    How values are written: nothing to declare is exact, at 12 bytes a value on the wire. Integers |v| < 2^(value_bits
+    - 1); floats |x| < 2^(value_bits - 1 - fraction_bits), each rounded once to a multiple of 2^-fraction_bits; 3 bytes
+    for each 16 of value_bits, so counts below 2^31 cost 6 with value_bits=32. Out of range fails the stage.
+
+    clip=c is for large models (millions of floats): 3 bytes a float. A float is clipped to [-c, c] and rounded to one
+    of 2^bits levels, 2c / (2^bits - 1) apart, up or down by chance so that it is right on average; integers stay
+    exact. The chance is of `peers.random`: a repeated turn gives the same bytes. c is the same at all peers and not a
+    function of anybody's data: for a bound that is a parameter, or another one for each layer, divide before the sum
+    and multiply after it (clip=1.0). More bits cost nothing, but n * (2^bits - 1) must stay below 2^24: 16 bits go
+    with any number of participants, 20 with up to 16; a contract with more is refused.
     """
 
     text: str
     per_turn: int = 1
     group: Literal["data", "turn"] = "turn"
+    clip: float | None = None
+    bits: int = 16
+    value_bits: int = 55
+    fraction_bits: int = 32
     kind: ClassVar[str] = "sum"
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not (isinstance(self.clip, float) and 1e-30 <= self.clip <= 1e30):
+            raise TypeError(f"clip={self.clip!r}: a float from 1e-30 to 1e30")
+        if not 1 <= self.bits <= 22 or (self.clip is None and self.bits != 16):
+            raise TypeError(f"bits={self.bits}: 1 to 22, together with clip")
+        if not 2 <= self.value_bits <= 55 or not 0 <= self.fraction_bits <= self.value_bits:
+            raise TypeError(f"value_bits={self.value_bits} is 2 to 55, fraction_bits={self.fraction_bits} at most that")
+
+    @property
+    def codecs(self) -> dict[str, list[Any]]:
+        """dtype → how a value of it is written (secure/fixedpoint.py)."""
+        exact = ["fixed", self.fraction_bits, self.value_bits]
+        return {
+            "int64": ["int", self.value_bits],
+            "float64": exact if self.clip is None else ["clip", self.bits, self.clip],
+        }
 
 
 @dataclass(frozen=True)
@@ -270,6 +302,11 @@ class Stage:
 
     def declaration_hash(self) -> bytes:
         return hash_("fp.declaration", self.declaration())
+
+    def codecs(self, tag: str) -> dict[str, list[Any]]:
+        """How a sum writes its values. A tag that is not declared as one is the gate's to refuse."""
+        declared = self.messages.get(tag)
+        return (declared if isinstance(declared, Sum) else Sum("")).codecs
 
     def check_outputs(self, result: Any) -> dict[str, Output | None]:
         """What the function returned, if it is a dict of exactly the declared outputs; else StageError."""

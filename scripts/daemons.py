@@ -76,6 +76,7 @@ class Daemon:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+        self.process = None
 
     def check(self) -> None:
         """Raise DemoError when the daemon has ended by itself."""

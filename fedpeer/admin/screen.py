@@ -166,7 +166,46 @@ def job(view: dict[str, Any]) -> str:
     reports = [leaf for o in view["outputs"] for leaf in _leaves(f"{o['stage']}.{o['name']}", o.get("values") or {})]
     if reports:
         lines.append(facts(reports))
+    if told := [pair for stage in view["stages"] for pair in _sums(stage, _names(view))]:
+        lines.insert(3, facts(told))
     return "\n\n".join(lines)
+
+
+def protection(sums: dict[str, Any]) -> str:
+    """What the secure sums of a stage protect, for who is about to sign."""
+    n, pooling, away = len(sums["parties"]), sums["pooling"], sums["may_be_away"]
+    return (
+        f"each one's values are hidden among those of at least {sums['hidden_among']} organizations, even if {pooling} "
+        f"of the {n} {'tells' if pooling == 1 else 'tell'} others all it sees"
+        + ("" if sums["profile"] == "byz" else ", if all run unmodified software")
+        + (f"; {away} may be away" if away else "; the job waits when one is away")
+    )
+
+
+def left_out(sums: dict[str, Any]) -> dict[str, int]:
+    """Who is not in the sums of this turn: alias → in how many turns in a row."""
+    return {
+        alias: last - first + 1 for alias, (first, last) in sorted(sums["left_out"].items()) if last == sums["turn"]
+    }
+
+
+def _sums(stage: dict[str, Any], name_of: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """What there is to say of the secure sums of a stage: pairs for `facts`."""
+    sums = stage["sums"]
+    if sums is None:
+        return
+    yield f"sums of {stage['id']}", protection(sums)
+    if sums["survivors"]:
+        who = clean([name_of[alias] for alias in sums["survivors"]])
+        yield "  the last", f"turn {sums['turn']}: {len(sums['survivors'])} of {len(sums['parties'])}: {who}"
+    for alias, turns in left_out(sums).items():
+        if turns >= 2:
+            yield "  left out", f"{clean(name_of[alias])}, {turns} turns in a row"
+
+
+def _names(view: dict[str, Any]) -> dict[str, str]:
+    """alias → name"""
+    return {participant["alias"]: participant["name"] for participant in view["participants"]}
 
 
 def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
@@ -238,15 +277,16 @@ def _state(stage: dict[str, Any]) -> str:
 def watch(events: Iterator[dict[str, Any]], refresh: Callable[[], dict[str, Any]]) -> None:
     """Show the events of Client.watch until the job has ended: a picture on a terminal, else a line for each.
 
-    `refresh` gives the job as it is; it is asked when more has changed than a stage's progress.
+    The steps of a sum are one word of the picture. As lines only those are shown that change who is in the sums, or
+    tell of an attempt that failed. `refresh` gives the job as it is; it is asked when more has changed than that.
     """
     if not sys.stdout.isatty():
-        for message in events:
-            click.echo(job(message["job"]) if message["event"] == "state" else event(message))
+        _lines(events)
         return
     from rich.live import Live
 
     view: dict[str, Any] = {}
+    steps: dict[str, str] = {}  # stage → what its sum is at
     with Live(refresh_per_second=8) as live:
         for message in events:
             if message["event"] == "state":
@@ -259,12 +299,50 @@ def watch(events: Iterator[dict[str, Any]], refresh: Callable[[], dict[str, Any]
                             "rounds": message["of"],
                             "metrics": message.get("metrics") or {},
                         }
+            elif message["event"] == "sum" and message["step"] != "total":
+                steps[message.get("stage", "")] = SUM_STEPS.get(message["step"], "")
             else:
                 view = refresh()
-            live.update(_picture(view))
+            live.update(_picture(view, steps))
 
 
-def _picture(view: dict[str, Any]) -> Group:
+def _lines(events: Iterator[dict[str, Any]]) -> None:
+    view: dict[str, Any] = {}
+    seen: dict[str, list[str]] = {}  # stage → who was in its last sum
+    for message in events:
+        match message["event"]:
+            case "state":
+                view = message["job"]
+                click.echo(job(view))
+            case "sum" if message["step"] == "total":
+                if seen.get(message["stage"]) != message["survivors"]:
+                    seen[message["stage"]] = message["survivors"]
+                    name_of = {participant["peer"]: participant["name"] for participant in view["participants"]}
+                    names = [name_of.get(peer, peer) for peer in message["survivors"]]
+                    click.echo(event({**message, "event": "sums over", "step": "", "k": "", "survivors": names}))
+            case "sum":
+                if message["step"] in ("aborted", "noise"):
+                    click.echo(event({**message, "survivors": "", "sid": ""}))
+            case _:
+                click.echo(event(message))
+
+
+SUM_STEPS = {
+    "started": "masking",
+    "scattered": "masked parts sent",
+    "added": "parts added up",
+    "committed": "survivors agreed on",
+    "released": "survivors agreed on",
+    "opened": "taking the masks off",
+    "unmasked": "masks are off",
+    "final": "",
+    "aborted": "another attempt",
+    "noise": "noise",
+}
+"""What people read of the steps of a sum."""
+
+
+def _picture(view: dict[str, Any], steps: dict[str, str]) -> Group:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -288,10 +366,24 @@ def _picture(view: dict[str, Any]) -> Group:
             bar,
             Text(f"{stage['round']}/{stage['rounds']}"),
             Text(metrics(stage)),
+            Text(_step(stage, steps), "dim"),
         )
     parts: list[Any] = [title, people, stages]
+    for stage in view["stages"]:
+        for alias, turns in left_out(stage["sums"]).items() if stage["sums"] else ():
+            name, in_a_row = clean(_names(view)[alias]), f" {turns} turns in a row" if turns >= 2 else ""
+            parts.append(Text(f"{stage['id']}: left out of the sums{in_a_row}: {name}", "yellow"))
     if view["waiting_for"]:
         parts.append(Text(f"waiting for {clean(view['waiting_for'])}", "yellow"))
     if view.get("error"):
         parts.append(Text(f"{clean(view['error']['message'])} {clean(view['error']['hint'])}".strip(), "red"))
     return Group(*parts)
+
+
+def _step(stage: dict[str, Any], steps: dict[str, str]) -> str:
+    """Who is in the sums of a running stage, and what the present one is at."""
+    sums = stage["sums"]
+    if sums is None or stage["state"] != "running":
+        return ""
+    who = f"{len(sums['survivors'])} of {len(sums['parties'])}" if sums["survivors"] else ""
+    return "  ".join(filter(None, (who and f"sum of {who}", steps.get(stage["id"], ""))))

@@ -57,7 +57,8 @@ class Board:
         self.receipts: defaultdict[tuple[bytes, int], set[int]] = defaultdict(set)
         """(ctx, owner) → the contributors whose chunks it says that it holds"""
         self.released: defaultdict[int, set[Parties]] = defaultdict(set)
-        self._said: defaultdict[tuple[str, int], dict[bytes, Signed]] = defaultdict(dict)
+        self._said: defaultdict[str, dict[int, dict[bytes, Signed]]] = defaultdict(dict)
+        """kind → sender → digest → message"""
         self._slots: dict[tuple[str, int, Hashable], Signed] = {}
         self._accused: set[tuple[str, int]] = set()
 
@@ -66,7 +67,7 @@ class Board:
         message, kind, sender = signed.message, signed.kind, signed.sender
         if sender >= self.n:
             raise RemoteProtocolError("a message of a party that does not exist")
-        said = self._said[kind, sender]
+        said = self._said[kind].setdefault(sender, {})
         if signed.digest in said:
             return False
         sets = {name: parties_of(getattr(message, name), self.n) for name in _SETS.get(kind, ())}
@@ -85,24 +86,29 @@ class Board:
         said[signed.digest] = signed
         match kind:
             case "ACK":
-                for dealer, advert in message.entries:
-                    self.acked[dealer, advert].add(sender)
+                for entry in message.entries:
+                    self.acked[entry].add(sender)
             case "RECEIPT":
                 self.receipts[message.ctx, sender] |= sets["contributors"]
             case "RELEASE":
                 self.released[sender].add(sets["survivors"])
         return True
 
+    def has(self, signed: Signed) -> bool:
+        """Whether this message is here."""
+        return signed.digest in self._said[signed.kind].get(signed.sender, {})
+
     def by(self, kind: str, sender: int) -> list[Signed]:
         """In the order in which they came."""
-        return list(self._said.get((kind, sender), {}).values())
+        return list(self._said[kind].get(sender, {}).values())
 
     def all(self, kind: str) -> Iterator[Signed]:
-        for sender in range(self.n):
-            yield from self._said.get((kind, sender), {}).values()
+        """By sender, ascending."""
+        for _, said in sorted(self._said[kind].items()):
+            yield from said.values()
 
     def says(self, kind: str, sender: int) -> bool:
-        return bool(self._said.get((kind, sender)))
+        return bool(self._said[kind].get(sender))
 
 
 _SETS: Final = {

@@ -34,14 +34,18 @@ class Gathering:
         self.masked: Sequence[tuple[int, int, bytes]] = ()
         self.added: dict[tuple[bytes, int], bytes] = {}
         """(survivors, chunk of ours) → digest"""
+        self._chunks: list[Chunk] = []
 
     def chunks(self, ask: Ask) -> list[Chunk]:
+        """Who adds up what; always the same once START is decided."""
         assert self.seat.fixed is not None
-        owners = self.seat.fixed.owners
-        return [
-            Chunk(number, start, stop, slices.owner_of(number, owners, self.seat.sid))
-            for number, (start, stop) in enumerate(slices.chunks(ask.d, len(owners)))
-        ]
+        if not self._chunks:
+            owners = sorted(self.seat.fixed.owners)
+            self._chunks = [
+                Chunk(number, start, stop, slices.owner_of(number, owners, self.seat.sid))
+                for number, (start, stop) in enumerate(slices.chunks(ask.d, len(owners)))
+            ]
+        return self._chunks
 
     def scatter(self, step: Step) -> None:
         fixed, ask = self.seat.fixed, self.seat.ask

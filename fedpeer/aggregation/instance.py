@@ -122,8 +122,10 @@ class Instance:
         if self._fix(now, step):
             if not self.seat.muted:
                 self.gathering.scatter(step)
-                self.gathering.add_up(now, step)
-            self.gathering.gather(step)
+                if self._commit.decided is None:
+                    self.gathering.add_up(now, step)
+            if self.unmasking.total is None:
+                self.gathering.gather(step)
             if not self.seat.muted:
                 self._agree_on_commit(now, step)
             self._conclude(now, step)
@@ -205,7 +207,7 @@ class Instance:
         if survivors and self.seat.pinned:
             self.seat.here.log.pins.setdefault(self.seat.group, survivors)
         self.seat.since("committed", now)
-        self.seat.note(step, "committed" if survivors else "aborted", survivors=len(survivors))
+        self.seat.note(step, "committed" if survivors else "aborted", survivors=survivors)
         if not self.seat.muted:
             self.unmasking.release(step, survivors, list(decided.signers))
         if survivors:
@@ -242,7 +244,7 @@ class Instance:
                         prev, pin, aborted=False, params=self.seat.fixed.params, survivors=survivors, sum_hash=sum_hash
                     ),
                 )
-                self.seat.note(step, "final" if status == 0 else "noise")
+                self.seat.note(step, "final" if status == 0 else "noise", survivors=survivors)
                 self.noise = status == 1
                 return
 

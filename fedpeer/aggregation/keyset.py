@@ -27,7 +27,7 @@ from fedpeer import codec
 from fedpeer.aggregation import shamir
 from fedpeer.aggregation.messages import LABEL, VERSION, AdvertId, Advertise, Count, Digest, Opened, Party, Signature
 from fedpeer.aggregation.names import MIN_PARTIES, Parties, advert_id, u32
-from fedpeer.crypto import Aead, Buffer, DhKey, Secret, SigningKey, equal, hash_, verify, x25519
+from fedpeer.crypto import KEY_BYTES, Aead, Buffer, DhKey, Secret, SigningKey, equal, hash_, verify, x25519
 from fedpeer.errors import LocalProtocolError, RemoteProtocolError, StoreError, TrustError
 
 Which = Literal["b", "s"]
@@ -36,7 +36,13 @@ Which = Literal["b", "s"]
 NO_SHARE: Final = bytes(shamir.ELEMENT_BYTES)
 _PLAINTEXT_BYTES: Final = 135
 _NONCE: Final = bytes(12)  # each key seals one plaintext
-_THROW_AWAY: Final = DhKey(Secret(b"\x01" * 32))
+_LOW_ORDER: Final = {  # u of the points that give zero with every scalar (RFC 7748, section 6.1), below p
+    0,
+    1,
+    0x00B8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+    0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+    shamir.P - 1,
+}
 
 
 # public keys, seeds and secrets that certify themselves
@@ -44,11 +50,8 @@ _THROW_AWAY: Final = DhKey(Secret(b"\x01" * 32))
 
 def is_usable(public: bytes) -> bool:
     """Whether a public key may be used: 32 bytes and not of low order. An ADVERTISE with another counts as absent."""
-    try:
-        _THROW_AWAY.exchange(public)
-    except TrustError:
-        return False
-    return True
+    u = int.from_bytes(public, "little") & ((1 << 255) - 1)  # X25519 ignores the top bit, and reduces
+    return len(public) == KEY_BYTES and u % shamir.P not in _LOW_ORDER
 
 
 def mask_key(sigma: Secret) -> DhKey:
@@ -242,7 +245,9 @@ class KeySet:
     epk: bytes
     seed: Secret
     """the coefficients of both polynomials follow from it"""
-    _polynomials: dict[tuple[Which, int], list[bytes]] = field(default_factory=dict, init=False, repr=False)
+    _polynomials: dict[tuple[Which, int], shamir.Polynomial] = field(default_factory=dict, init=False, repr=False)
+    _exchanged: dict[bytes, bytes] = field(default_factory=dict, init=False, repr=False)
+    """epk of another → X25519 with e: one for what is dealt to it and for what it dealt"""
 
     @classmethod
     def fresh(cls, party: int, sid: bytes, inc: int, random: Callable[[int], bytes]) -> KeySet:
@@ -327,6 +332,7 @@ class KeySet:
         """After START no share is dealt or opened any more."""
         self.e = None
         self._polynomials.clear()
+        self._exchanged.clear()
 
     def to_bytes(self) -> bytes:
         """For the store, to be sealed there."""
@@ -348,13 +354,17 @@ class KeySet:
     def _share(self, which: Which, secret: Secret, holder: int, t: int) -> bytes:
         polynomial = self._polynomials.get((which, t))
         if polynomial is None:
-            polynomial = self._polynomials[which, t] = self.coefficients(which, t)
-        return shamir.split(secret.reveal(), polynomial, [holder])[0]
+            polynomial = shamir.Polynomial(secret.reveal(), self.coefficients(which, t))
+            self._polynomials[which, t] = polynomial
+        return polynomial.share(holder)
 
     def _share_key(self, dealer: int, holder: int, dealer_epk: bytes, holder_epk: bytes) -> Aead:
         if self.e is None:
             raise LocalProtocolError("after START no share is dealt or opened")
-        shared = x25519(self.e.reveal(), holder_epk if dealer == self.party else dealer_epk)
+        other = holder_epk if dealer == self.party else dealer_epk
+        shared = self._exchanged.get(other)
+        if shared is None:
+            shared = self._exchanged[other] = x25519(self.e.reveal(), other)
         return Aead(hash_("fp.sa1.share", self.sid, u32(dealer), u32(holder), dealer_epk, holder_epk, key=shared))
 
     def _associated(self, dealer: int, dealer_adv_id: bytes, holder_adv_id: bytes) -> bytes:

@@ -266,19 +266,38 @@ def sign(key: SigningKey, sid: bytes, kind: str, sender: int, *fields: Any) -> S
     return parse(body + key.sign(kind, body, label=LABEL))
 
 
+class _Head(msgspec.Struct, frozen=True, array_like=True):
+    """What every body begins with; what follows is skipped."""
+
+    version: Literal[1]
+    sid: Digest
+    kind: str
+
+
+_HEAD: Final = msgspec.msgpack.Decoder(_Head)
+_DECODERS: Final = {kind: msgspec.msgpack.Decoder(fields) for kind, (fields, _) in KINDS.items()}
+
+
 def parse(raw: Buffer) -> Signed:
     """A message and its signature. Raises RemoteProtocolError for what is none."""
     raw = bytes(raw)
     body, signature = raw[:-SIGNATURE_BYTES], raw[-SIGNATURE_BYTES:]
-    value = codec.decode(body, limit=codec.MAX_RECORD)
-    match value:
-        case [1, bytes(), str(kind), int(), *_] if kind in KINDS:
-            fields, cap = KINDS[kind]
-        case _:
+    if len(body) > codec.MAX_RECORD:
+        raise RemoteProtocolError(f"a message of {len(body)} bytes")
+    try:
+        kind = _HEAD.decode(body).kind
+        if kind not in KINDS:
             raise RemoteProtocolError("a message of an unknown kind")
-    if len(body) > cap:
-        raise RemoteProtocolError(f"a {kind} of {len(body)} bytes")
-    return Signed(codec.decode_as(fields, body), body, signature)
+        if len(body) > KINDS[kind][1]:
+            raise RemoteProtocolError(f"a {kind} of {len(body)} bytes")
+        message = _DECODERS[kind].decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"not a message: {error}") from None
+    if kind == "PROPOSAL":
+        codec.decode(body)  # what is proposed may be anything that has one encoding
+    if msgspec.msgpack.encode(message) != body:
+        raise RemoteProtocolError(f"not the canonical encoding of a {kind}")
+    return Signed(message, body, signature)
 
 
 def value_of(stage: Stage, raw: list[Any]) -> StartValue | CommitValue | AbortValue:

@@ -14,6 +14,7 @@ Source: SA1, version 1, sections 1 to 4 (PROTOCOL.md); Bonawitz et al., CCS 2017
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def bitmap(parties: Iterable[int], n: int) -> bytes:
     return sum(1 << party for party in parties).to_bytes((n + 7) // 8, "little")
 
 
+@functools.lru_cache(1024)  # n parties name the same few sets
 def parties_of(raw: bytes, n: int) -> Parties:
     """The set of a bitmap. Raises RemoteProtocolError for a wrong length or a party that does not exist."""
     bits = int.from_bytes(raw, "little")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -64,6 +64,7 @@ class Party:
         signer: SigningKey,
         random: Callable[[int], bytes],
         kept: Mapping[bytes, bytes],
+        lost: Collection[bytes] = (),
     ) -> None:
         self.setting = setting
         self.overflowed = False
@@ -78,8 +79,8 @@ class Party:
         self._reached: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)  # stage → party → (turn, k)
         self._over: set[bytes] = set()  # forgotten
         self._evidence: list[tuple[Instance, list[bytes]]] = []  # not yet told
-        self._forgotten: set[bytes] = set()
-        """instances in which this party said what its log does not know"""
+        self.lost: set[bytes] = set(lost)
+        """instances in which this party said what its log does not know; keep them for the next Party"""
 
     @property
     def convicted(self) -> Parties:
@@ -101,7 +102,7 @@ class Party:
             if logged:
                 self._log.add(signed.digest)
             elif signed.digest not in self._log:
-                self._forgotten.add(signed.sid)
+                self.lost.add(signed.sid)
                 if signed.sid in self._instances:
                     self._instances[signed.sid].seat.muted = True
                 return
@@ -245,7 +246,7 @@ class Party:
         group.instances.append(instance)
         group.next_sid = sid_of(self.setting.contract, group.id, seq + 1)
         self._instances[sid] = instance
-        instance.seat.muted = sid in self._forgotten
+        instance.seat.muted = sid in self.lost
         for signed in self._waiting.pop(sid, []):
             self._room[signed.sender] -= len(signed.raw)
             self._put(instance, signed)
@@ -256,7 +257,11 @@ class Party:
         for instance in group.instances:
             found, outcome = instance.result(), instance.outcome
             if found is not None and outcome is not None and outcome.params in group.asks:
-                self._end(group, outcome.params, step, "SUM", *found)
+                fixed, ask = instance.seat.fixed, group.asks[outcome.params]
+                if fixed is not None and fixed.model == ask.model:
+                    self._end(group, outcome.params, step, "SUM", *found)
+                else:  # it is the others' sum; with our history it means nothing
+                    self._end(group, outcome.params, step, "NOISE", outcome.survivors, b"")
         last = group.instances[-1] if group.instances else None
         for params, asked_at in group.asked_at.items():
             if params in group.ended or last is None:
@@ -268,7 +273,7 @@ class Party:
             elif late and last.decided and last.owing():
                 self._end(group, params, step, "LOST", frozenset(), b"", last.owing())
             elif late:
-                self._end(group, params, step, "WAITING", frozenset(), b"", last.absent())
+                self._end(group, params, step, "WAITING", last.seat.pin or frozenset(), b"", last.absent())
 
     def _end(
         self,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpeer.aggregation.messages import SumName
+from fedpeer.aggregation.names import MIN_PARTIES, Profile, profile
 from fedpeer.aggregation.vectors import Prg, Vector
 
 
@@ -17,7 +18,7 @@ class Request:
     turn: int
     k: int
     vector: Vector
-    """uint32 below 2^16, padded; of one length at all parties"""
+    """uint32 below 2^bits, padded; of one length at all parties"""
     used: int
     """elements before the pad"""
     params: bytes
@@ -26,6 +27,7 @@ class Request:
     turn_history: bytes
     """the history when this turn began; it covers the shared state of the turns before"""
     group: Literal["data", "turn"]
+    bits: int = 16
 
     @property
     def name(self) -> SumName:
@@ -39,7 +41,15 @@ class Terms:
     profile: Literal["byz", "crash"]
     min_parties: int
     stall_s: float
-    prg: Prg
+    prg: Prg = "chacha20"
+    """"aegis256" where every participant's processor does AES"""
+
+    def among(self, n: int) -> Profile:
+        """The numbers of a sum of n parties; three parties have the profile "crash" only.
+
+        Raises LocalProtocolError for numbers that no profile has.
+        """
+        return profile(n, self.profile if n > MIN_PARTIES else "crash", min_parties=self.min_parties)
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,12 @@ class Ask:
 
 @dataclass(frozen=True)
 class Note:
-    """A step that an operator may watch."""
+    """A step of a sum that an operator may watch."""
 
     sid: bytes
     step: str
     facts: Mapping[str, Any]
+    """stage, turn and k of the sum, seq of the attempt, and what this step adds; sets of parties are frozensets"""
 
 
 @dataclass
@@ -101,7 +102,10 @@ Status = Literal["SUM", "NOISE", "LOST", "WAITING"]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a sum ended for this party. SUM: the total is the file named `sum_hash`; else `parties` are why."""
+    """How a sum ended for this party. SUM: the total is the file named `sum_hash`; else `parties` are why.
+
+    `survivors` of a sum that waits: those that the group is bound to, if it is.
+    """
 
     name: SumName
     status: Status
@@ -218,9 +222,14 @@ class Seat:
             step.work.append(work)
 
     def note(self, step: Step, name: str, **facts: Any) -> None:
+        """Tell of a step, once, after START: before, nobody knows which sum it is."""
+        assert self.fixed is not None
         if name not in self._told:
             self._told.add(name)
-            step.notes.append(Note(self.sid, name, {"seq": self.seq, **facts}))
+            params = self.fixed.params
+            of = next((s.message.name for s in self.board.all("READY") if s.message.params == params), ())
+            place = dict(zip(("stage", "turn", "k"), of, strict=False))
+            step.notes.append(Note(self.sid, name, {**place, "seq": self.seq, **facts}))
 
     def value(self, stage: Stage, raw: list[Any]) -> Any:
         """The typed value, None for what is none."""

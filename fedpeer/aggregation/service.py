@@ -4,6 +4,8 @@ Rules
 * A step's messages and secrets are one transaction; only then is anything sent, and work begun. Our own messages are
   records of the mesh, and so the log: after a restart the Party is made again from them and from the kept secrets.
 * Secrets are sealed on disk with a key of this peer's identity.
+* When others have a message of ours that is not in our log, the log was restored from an old copy, and there may be
+  more that nobody sent: that instance is left alone for good.
 * The first vector asked for a sum is the only one: its hash is kept. Another vector, history or parameters for the
   same (contract, stage, turn, k) is NotDeterministic, before anything is sent.
 * Arithmetic runs in threads, a step at a time for each Party. A Party lives until the contract's scope is closed: the
@@ -14,6 +16,7 @@ Source: SA1, version 1, section 1.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -28,7 +31,7 @@ from fedpeer.aggregation import slices, vectors
 from fedpeer.aggregation.agreed import Agreed
 from fedpeer.aggregation.evidence import PINNED
 from fedpeer.aggregation.messages import Signed, SumName, parse
-from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash, profile
+from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.request import Request, Terms, Total
 from fedpeer.aggregation.seat import Ask, Ended, Setting, Step
@@ -54,7 +57,6 @@ from fedpeer.store import RunInThread, Schema, Store, Transaction
 
 KIND: Final = "sa1"
 WIDTH: Final = 24
-BITS: Final = 16
 _NONCE_BYTES: Final = 12
 
 
@@ -71,7 +73,9 @@ class Aggregation:
                 CREATE TABLE aggregation_party (root BLOB PRIMARY KEY, contract BLOB NOT NULL, parties BLOB NOT NULL,
                     profile TEXT NOT NULL, min_parties INTEGER NOT NULL, stall_s REAL NOT NULL, prg TEXT NOT NULL);
                 CREATE TABLE aggregation_secret (root BLOB NOT NULL, key BLOB NOT NULL, sealed BLOB NOT NULL,
-                    PRIMARY KEY (root, key)) WITHOUT ROWID
+                    PRIMARY KEY (root, key)) WITHOUT ROWID;
+                CREATE TABLE aggregation_lost (root BLOB NOT NULL, sid BLOB NOT NULL, PRIMARY KEY (root, sid))
+                    WITHOUT ROWID
                 """,
             ],
         )
@@ -93,7 +97,8 @@ class Aggregation:
         self._agreed = Agreed(mesh, store, identity.id, run_in_thread)
         self._drivers: dict[bytes, _Driver] = {}
         self._nursery: trio.Nursery | None = None
-        mesh.seal(KIND, _verify)
+        self._strays: defaultdict[bytes, dict[str, Signed]] = defaultdict(dict)  # contract → slot → message
+        mesh.seal(KIND, _verify, self._stray)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part in the sums of all open contracts until cancelled. Started when those of the last run go on."""
@@ -127,14 +132,25 @@ class Aggregation:
     def forget(self, tx: Transaction, contract: bytes) -> None:
         """The contract's scope is closed: nobody needs anything of its sums any more."""
         tx.execute("DELETE FROM aggregation_sum WHERE contract = ?", (contract,))
-        tx.execute(
-            "DELETE FROM aggregation_secret WHERE root IN (SELECT root FROM aggregation_party WHERE contract = ?)",
-            (contract,),
-        )
+        for table in ("secret", "lost"):
+            of_contract = "root IN (SELECT root FROM aggregation_party WHERE contract = ?)"
+            tx.execute(f"DELETE FROM aggregation_{table} WHERE {of_contract}", (contract,))  # noqa: S608 - constants
         tx.execute("DELETE FROM aggregation_party WHERE contract = ?", (contract,))
         tx.after_commit(partial(self._forgotten, contract))
 
+    def _stray(self, record: Record) -> None:
+        """Others have a message of ours that is not in our log."""
+        self._strays[record.scope][record.slot] = parse(record.body)
+        for driver in self._drivers.values():
+            if driver.contract == record.scope:
+                driver.ring()
+
+    def strays(self, contract: bytes, prefix: str) -> list[Signed]:
+        """Messages of ours that others have, and we have not."""
+        return [signed for slot, signed in self._strays[contract].items() if slot.startswith(prefix)]
+
     def _forgotten(self, contract: bytes) -> None:
+        self._strays.pop(contract, None)
         for root, driver in list(self._drivers.items()):
             if driver.contract == contract:
                 driver.scope.cancel()
@@ -148,9 +164,8 @@ class Aggregation:
                     f"a secure sum over {len(parties)} parties would show one what the others have",
                     hint=f"a stage with sums needs at least {MIN_PARTIES} participants",
                 )
-            name = terms.profile if len(parties) > MIN_PARTIES else "crash"
             try:
-                numbers = profile(len(parties), name, min_parties=terms.min_parties)
+                numbers = terms.among(len(parties))
             except LocalProtocolError as error:
                 raise SumError(error.message) from None
             row = (
@@ -190,6 +205,7 @@ class _Driver:
         self._me = self.parties.index(aggregation.identity.id)
         self._prefix = root.hex()[:16] + "/"
         self._position = 0
+        self._over: set[str] = set()  # beginnings of slots of which nobody needs anything any more
         self._bell = trio.Event()
         self._asks: list[Ask] = []
         self._results: list[tuple[Work, Any]] = []
@@ -197,14 +213,15 @@ class _Driver:
         self._paths: dict[bytes, Path] = {}
         self._ended: dict[SumName, Ended] = {}
         self._told = trio.Event()
-        self._forgotten: set[str] = set()  # beginnings of slots
-        self._mesh.refuse(contract, lambda record: record.kind == KIND and record.slot[:34] in self._forgotten)
+        self._broken: SumError | None = None
 
     async def sum(self, request: Request) -> Total:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
+        if self._numbers.n * ((1 << request.bits) - 1) >= 1 << WIDTH:
+            raise SumError(f"{self._numbers.n} values of {request.bits} bits do not fit into {WIDTH}: a sum would wrap")
         numbers = vars(self._numbers).values()
         encoded = codec.encode(
-            [1, list(request.name), request.params, WIDTH, BITS, self._prg, *numbers, request.group, PINNED]
+            [1, list(request.name), request.params, WIDTH, request.bits, self._prg, *numbers, request.group, PINNED]
         )
         ask = Ask(
             request.name,
@@ -215,15 +232,17 @@ class _Driver:
             len(request.vector),
             request.used,
             WIDTH,
-            BITS,
+            request.bits,
             data=request.group == "data",
             encoded=encoded,
         )
         self._vectors[request.name] = request.vector
         self._asks.append(ask)
-        self._ring()
+        self.ring()
         try:
             while (ended := self._ended.get(request.name)) is None:
+                if self._broken is not None:
+                    raise self._broken
                 await self._told.wait()
         finally:
             self._vectors.pop(request.name, None)
@@ -242,10 +261,14 @@ class _Driver:
             )
         if ended.status == "LOST":
             return SumLost(f"{what} is lost: {names} did not show what is needed to finish it in {self._stall_s:.0f} s")
-        if request.group == "data" and ended.parties:
+        if ended.survivors and ended.parties:
             return SurvivorsChanged(
                 f"{what} waited {self._stall_s:.0f} s for {names}: over other participants it would tell their values",
                 hint="submit a new contract without them; each operator sees what the difference would tell",
+            )
+        if not names:
+            return BelowQuorum(
+                f"{what} waited {self._stall_s:.0f} s: all were there, with another history or other parameters"
             )
         return BelowQuorum(f"{what} waited {self._stall_s:.0f} s: too few participants were there; missing: {names}")
 
@@ -254,49 +277,61 @@ class _Driver:
     async def run(self) -> None:
         """Until the contract is forgotten."""
         with self.scope:
-            kept = await self._store.read(self._unseal)
-            setting = Setting(
-                self.root,
-                self._numbers,
-                self._me,
-                [self._key_of(party) for party in self.parties],
-                self._prg,
-                self._stall_s,
-                name_of=lambda party: self._mesh.name_of(self.parties[party]),
-            )
-            party = Party(setting, self._aggregation.identity.signing, random_bytes, kept)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch)
-                first = True
-                while True:
-                    self._bell = trio.Event()
-                    self._take_in(party, logged=first)
-                    first = False
-                    now = trio.current_time()
-                    step = await self._aggregation.run_in_thread(lambda now=now: party.advance(now))  # type: ignore[misc]
-                    if step:
-                        await self._carry_out(party, step, nursery)
-                    elif not self._bell.is_set():
-                        at = party.wake_at()
-                        with trio.move_on_at(trio.current_time() + 3600 if at is None else at):
-                            await self._bell.wait()
+            try:
+                await self._run()
+            except* LocalProtocolError as group:  # the scope was closed under us, or our records are too many
+                reason = str(group.exceptions[0])
+                self._aggregation.log.warning("sums_ended", contract=self.contract.hex(), reason=reason)
+                self._broken = SumError(f"the sums of this contract cannot go on here: {reason}")
+                self._tell()
+
+    async def _run(self) -> None:
+        kept, lost = await self._store.read(self._load)
+        setting = Setting(
+            self.root,
+            self._numbers,
+            self._me,
+            [self._key_of(party) for party in self.parties],
+            self._prg,
+            self._stall_s,
+            name_of=lambda party: self._mesh.name_of(self.parties[party]),
+        )
+        party = Party(setting, self._aggregation.identity.signing, random_bytes, kept, lost)
+        self._mesh.refuse(self.contract, lambda record: record.kind == KIND and record.slot[:33] in self._over)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            while True:
+                self._bell = trio.Event()
+                await self._take_in(party)
+                now = trio.current_time()
+                step = await self._aggregation.run_in_thread(lambda now=now: party.advance(now))  # type: ignore[misc]
+                if step:
+                    await self._carry_out(party, step, nursery)
+                elif not self._bell.is_set():
+                    at = party.wake_at()
+                    with trio.move_on_at(trio.current_time() + 3600 if at is None else at):
+                        await self._bell.wait()
 
     async def _watch(self) -> None:
         with suppress(LocalProtocolError):  # the scope was closed
             while True:
                 await self._mesh.changed(self.contract)
-                self._ring()
+                self.ring()
 
-    def _ring(self) -> None:
+    def _tell(self) -> None:
+        self._told.set()
+        self._told = trio.Event()
+
+    def ring(self) -> None:
         self._bell.set()
 
     def _key_of(self, peer: str) -> bytes:
         card = self._mesh.card if peer == self._mesh.me else self._mesh.roster.get(peer)
         return card.body.signing if card is not None else bytes(32)
 
-    def _take_in(self, party: Party, *, logged: bool) -> None:
-        """What came since the last look. `logged`: what is here of ours is our log of the last run."""
-        now = trio.current_time()
+    async def _take_in(self, party: Party) -> None:
+        """What came since the last look. What is here of ours is our log."""
+        now, before = trio.current_time(), len(party.lost)
         if self._asks and party.overflowed:  # what was far ahead then may be wanted now
             self._position, party.overflowed = 0, False
         new, self._position = self._mesh.since(self.contract, KIND, self._position)
@@ -304,7 +339,14 @@ class _Driver:
             if slot.startswith(self._prefix):
                 signed = parse(body)
                 if signed.sender < len(self.parties) and self.parties[signed.sender] == sender:
-                    party.add(signed, logged=logged and sender == self._mesh.me)
+                    party.add(signed, logged=sender == self._mesh.me)
+        for stray in self._aggregation.strays(self.contract, self._prefix):
+            party.add(stray)
+        if len(party.lost) > before:
+            rows = [(self.root, sid) for sid in party.lost]
+            await self._store.write(
+                lambda tx: tx.executemany("INSERT OR IGNORE INTO aggregation_lost VALUES (?, ?)", rows)
+            )
         asks, self._asks = self._asks, []
         for ask in asks:
             party.ask(ask, now)
@@ -313,7 +355,10 @@ class _Driver:
             party.done(work, result)
 
     async def _carry_out(self, party: Party, step: Step, nursery: trio.Nursery) -> None:
+        self._over |= {self._prefix + sid.hex()[:16] for sid in step.forget}
         await self._store.write(lambda tx: self._commit(tx, step))
+        for digest in step.drop:
+            self._paths.pop(digest, None)
         for signed, _ in step.say:
             party.add(signed, logged=True)
         for work in step.work:
@@ -321,11 +366,14 @@ class _Driver:
         for ended in step.ended:
             self._ended[ended.name] = ended
         if step.ended:
-            self._told.set()
-            self._told = trio.Event()
+            self._tell()
         for note in step.notes:
-            facts = {"sid": note.sid.hex()[:16], "step": note.step, **note.facts}
-            self._aggregation.events.publish(f"job:{self.contract.hex()}", "sum", **facts)
+            facts = {
+                fact: [self.parties[party] for party in sorted(value)] if isinstance(value, frozenset) else value
+                for fact, value in note.facts.items()
+            }
+            topic = f"job:{self.contract.hex()}"
+            self._aggregation.events.publish(topic, "sum", sid=note.sid.hex()[:16], step=note.step, **facts)
 
     def _commit(self, tx: Transaction, step: Step) -> None:
         for key, raw in step.keep.items():
@@ -343,18 +391,19 @@ class _Driver:
             peer = "" if to is None or to == self._me else self.parties[to]
             self._mesh.publish(tx, self.contract, KIND, _slot(self._prefix, signed), signed.raw, to=peer)
         for digest in step.drop:
-            self._paths.pop(digest, None)
             self._mesh.withdraw(tx, self.contract, digest)
-        self._forgotten.update(f"{self._prefix}{sid.hex()[:16]}/" for sid in step.forget)
         for sid in step.forget:
-            self._mesh.discard_under(tx, self.contract, KIND, f"{self._prefix}{sid.hex()[:16]}/")
+            self._mesh.discard_under(tx, self.contract, KIND, self._prefix + sid.hex()[:16])
 
-    def _unseal(self, tx: Transaction) -> dict[bytes, bytes]:
+    def _load(self, tx: Transaction) -> tuple[dict[bytes, bytes], list[bytes]]:
+        """The kept secrets, and the instances of which our log lacks something."""
         rows = tx.all("SELECT key, sealed FROM aggregation_secret WHERE root = ?", (self.root,))
-        return {
+        lost = tx.all("SELECT sid FROM aggregation_lost WHERE root = ?", (self.root,))
+        kept = {
             key: self._aggregation.seal.open(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], self.root + key)
             for key, sealed in rows
         }
+        return kept, [sid for (sid,) in lost]
 
     # work
 
@@ -378,7 +427,7 @@ class _Driver:
         except (LocalProtocolError, FileNotFoundError):
             return  # the scope was closed, or the instance ended and its files were dropped
         self._results.append((work, result))
-        self._ring()
+        self.ring()
 
     async def _fetch(self, digest: bytes, nbytes: int, holders: Sequence[int], digest_of: Callable[..., bytes]) -> bool:
         if not self._store.path_of(digest).exists():
@@ -414,7 +463,7 @@ def _files_of(signed: Signed) -> list[bytes]:
     match signed.kind:
         case "SCATTER" | "SUM":
             return [signed.message.digest]
-        case "FINAL" if signed.message.status == 0:
+        case "FINAL":
             return [signed.message.sum_hash]
     return []
 

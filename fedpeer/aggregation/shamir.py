@@ -27,23 +27,29 @@ def is_element(raw: bytes) -> bool:
     return len(raw) == ELEMENT_BYTES and int.from_bytes(raw, "little") < P
 
 
+class Polynomial:
+    """secret + c_1·x + c_2·x² + …; t − 1 coefficients. Its repr says nothing."""
+
+    __slots__ = ("_falling",)
+
+    def __init__(self, secret: bytes, coefficients: Sequence[bytes]) -> None:
+        """Raises LocalProtocolError for what is no element."""
+        if not all(map(is_element, (secret, *coefficients))):
+            raise LocalProtocolError("a secret or coefficient that is no element")
+        self._falling = [int.from_bytes(raw, "little") for raw in (*reversed(coefficients), secret)]
+
+    def share(self, holder: int) -> bytes:
+        """The share of this party (an index). Horner; x is small, so reducing once is faster than at every step."""
+        value, x = 0, holder + 1
+        for coefficient in self._falling:
+            value = value * x + coefficient
+        return (value % P).to_bytes(ELEMENT_BYTES, "little")
+
+
 def split(secret: bytes, coefficients: Sequence[bytes], holders: Sequence[int]) -> list[bytes]:
-    """The share of each holder (a party's index) of secret + c_1·x + c_2·x² + …; t − 1 coefficients.
-
-    Raises LocalProtocolError for what is no element.
-    """
-    if not all(map(is_element, (secret, *coefficients))):
-        raise LocalProtocolError("a secret or coefficient that is no element")
-    polynomial = [int.from_bytes(raw, "little") for raw in (*reversed(coefficients), secret)]
-    return [_value(polynomial, holder + 1).to_bytes(ELEMENT_BYTES, "little") for holder in holders]
-
-
-def _value(polynomial: list[int], x: int) -> int:
-    """Horner, highest coefficient first. x is small, so reducing once at the end is faster than at every step."""
-    value = 0
-    for coefficient in polynomial:
-        value = value * x + coefficient
-    return value % P
+    """The share of each holder. Raises LocalProtocolError for what is no element."""
+    polynomial = Polynomial(secret, coefficients)
+    return [polynomial.share(holder) for holder in holders]
 
 
 class Weights:

@@ -10,9 +10,9 @@ Source: SA1, version 1, sections 4 and 8 (1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import islice, product
-from typing import Any, Final
+from typing import Final
 
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import Signed, sign
@@ -89,7 +89,7 @@ class Sharing:
             party, advert, signed.message.epk, self.seat.profile.t, self.seat.n, self.seat.here.signer
         )
         share = sign(self.seat.here.signer, self.seat.sid, "SHARE", self.seat.me, party, sealed)
-        if share.digest not in {said.digest for said in self.seat.board.by("SHARE", self.seat.me)}:
+        if not self.seat.board.has(share):
             step.say.append((share, party))
 
     def _open_share(self, step: Step, signed: Signed) -> None:
@@ -124,8 +124,9 @@ class Sharing:
             self.seat.times.pop("ack", None)
             self.seat.say(step, "ACK", len(self.seat.board.by("ACK", self.seat.me)), sorted(entries))
 
-    def available(self, party: int, advert: bytes, contributors: Mapping[int, Any] | Parties) -> bool:
-        holders = self.seat.board.acked.get((party, advert), set()) & set(contributors)
+    def available(self, party: int, advert: bytes, contributors: Set[int]) -> bool:
+        """Whether enough of these contributors hold the shares of this key set."""
+        holders = self.seat.board.acked.get((party, advert), set()) & contributors
         return len(holders) >= self.seat.profile.acks_needed(len(contributors))
 
     def rooted(self, contributors: Parties, root: bytes, *, available: bool) -> dict[int, Signed] | None:

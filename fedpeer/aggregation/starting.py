@@ -60,7 +60,9 @@ class Starting:
             chosen = {party: advert for party, advert in chosen.items() if party in self.seat.pin}
         while len(chosen) >= self.seat.profile.m_min:
             lacking = [
-                party for party, (advert, _) in chosen.items() if not self.sharing.available(party, advert, chosen)
+                party
+                for party, (advert, _) in chosen.items()
+                if not self.sharing.available(party, advert, chosen.keys())
             ]
             if not lacking:
                 break
@@ -117,7 +119,7 @@ class Starting:
         ctx = context(self.seat.sid, value.model, value.params, contributors, owners, value.root, pin)
         self.seat.fixed = Fixed(contributors, owners, pin, value.model, value.params, ctx, adverts)
         self.seat.since("started", now)
-        self.seat.note(step, "started", contributors=len(contributors))
+        self.seat.note(step, "started", contributors=contributors)
         return True
 
 

@@ -11,7 +11,7 @@ Source: SA1, version 1, sections 8 (4 to 6) and 9.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations, islice
 from typing import Final
 
@@ -19,7 +19,7 @@ from fedpeer.aggregation import keyset
 from fedpeer.aggregation.evidence import Dealt, bad_dealing
 from fedpeer.aggregation.gathering import Gathering
 from fedpeer.aggregation.keyset import Which
-from fedpeer.aggregation.messages import CommitValue
+from fedpeer.aggregation.messages import CommitValue, Opened
 from fedpeer.aggregation.names import Parties, bitmap
 from fedpeer.aggregation.release import Refused, may_open, may_release, may_share_b, may_share_sigma
 from fedpeer.aggregation.seat import TRIES, Seat, Step
@@ -42,6 +42,7 @@ class Unmasking:
         self.sigma: dict[int, Secret] = {}
         self.total: tuple[int, bytes] | None = None
         self._accused: set[int] = set()
+        self._weights: tuple[tuple[int, ...], Weights] | None = None
 
     def release(self, step: Step, survivors: Parties, voters: Sequence[int]) -> None:
         fixed = self.seat.fixed
@@ -96,6 +97,8 @@ class Unmasking:
         assert fixed is not None
         for signed in self.seat.board.all("OPEN"):
             message = signed.message
+            if message.dealer in (self.b if message.which == "b" else self.sigma):
+                continue
             if message.dealer in fixed.contributors and message.advert == fixed.ids[message.dealer]:
                 self._check(message.dealer, message.which, message.secret, survivors)
         for kind, due, known in (
@@ -116,37 +119,63 @@ class Unmasking:
         return dealer in known
 
     def _recover(self, step: Step, kind: str, dealer: int, survivors: Parties) -> None:
-        fixed, which = self.seat.fixed, _WHICH[kind]
+        """Put a secret together from t shares. It certifies itself, so signatures matter only if it does not."""
+        fixed, which, t = self.seat.fixed, _WHICH[kind], self.seat.profile.t
         assert fixed is not None
-        advert, public = fixed.ids[dealer], self.seat.here.setting.publics[dealer]
-        shares: dict[int, bytes] = {}
-        dealt: list[Dealt] = []
+        entries: dict[int, Opened] = {}
         for signed in self.seat.board.all(kind):
             for entry in signed.message.shares:
-                if entry[0] == dealer and signed.sender not in shares and signed.message.ctx == fixed.ctx:
-                    try:
-                        keyset.check_opened(
-                            self.seat.sid, dealer, advert, signed.sender, which, entry[1], entry[2], entry[3], public
-                        )
-                    except TrustError:
-                        continue
-                    shares[signed.sender] = entry[1]
-                    dealt.append(Dealt(signed.sender, which, entry[1], entry[2], entry[3]))
-        tried = ("recovered", which, dealer, len(shares))
-        if len(shares) < self.seat.profile.t or tried in self.seat.working:
+                if entry[0] == dealer and signed.message.ctx == fixed.ctx:
+                    entries.setdefault(signed.sender, entry)
+        tried = ("recovered", which, dealer, len(entries))
+        if len(entries) < t or tried in self.seat.working:
             return
         self.seat.working.add(tried)
-        for holders in islice(combinations(sorted(shares), self.seat.profile.t), TRIES):
-            secret = Weights(holders).interpolate([shares[holder] for holder in holders])
-            if self._check(dealer, which, secret, survivors):
-                if not self.seat.muted:
-                    self.seat.say(step, "OPEN", dealer, advert, which, secret)
+        if self._put_together(step, dealer, which, sorted(entries)[:t], entries, survivors):
+            return
+        signed_by_dealer = [holder for holder, entry in sorted(entries.items()) if self._is_dealt(which, holder, entry)]
+        for holders in islice(combinations(signed_by_dealer, t), TRIES):
+            if self._put_together(step, dealer, which, holders, entries, survivors):
                 return
-        self.seat.here.convicted.add(dealer)  # it signed shares of nothing
-        if not self.seat.muted and dealer not in self._accused:
+        if len(signed_by_dealer) >= t and dealer not in self._accused:
             self._accused.add(dealer)
-            proof = bad_dealing(fixed.adverts[dealer], dealt[: self.seat.profile.t])
-            self.seat.say(step, "EVIDENCE", "E5", proof)
+            self.seat.here.convicted.add(dealer)  # it signed shares of nothing
+            shares = [Dealt(holder, which, *entries[holder][1:]) for holder in signed_by_dealer[:t]]
+            if not self.seat.muted:
+                self.seat.say(step, "EVIDENCE", "E5", bad_dealing(fixed.adverts[dealer], shares))
+
+    def _put_together(
+        self,
+        step: Step,
+        dealer: int,
+        which: Which,
+        holders: Sequence[int],
+        entries: Mapping[int, Opened],
+        survivors: Parties,
+    ) -> bool:
+        assert self.seat.fixed is not None
+        if self._weights is None or self._weights[0] != tuple(holders):
+            self._weights = tuple(holders), Weights(holders)
+        try:
+            secret = self._weights[1].interpolate([entries[holder][1] for holder in holders])
+        except TrustError:  # no element of the field
+            return False
+        found = self._check(dealer, which, secret, survivors)
+        if found and not self.seat.muted and self.seat.leader(0) == self.seat.me:  # one is enough: all have the shares
+            self.seat.say(step, "OPEN", dealer, self.seat.fixed.ids[dealer], which, secret)
+        return found
+
+    def _is_dealt(self, which: Which, holder: int, entry: Opened) -> bool:
+        assert self.seat.fixed is not None
+        dealer, share, other, signature = entry
+        public = self.seat.here.setting.publics[dealer]
+        try:
+            keyset.check_opened(
+                self.seat.sid, dealer, self.seat.fixed.ids[dealer], holder, which, share, other, signature, public
+            )
+        except TrustError:
+            return False
+        return True
 
     def unmask(self, step: Step, value: CommitValue, survivors: Parties) -> None:
         fixed, ask = self.seat.fixed, self.seat.ask

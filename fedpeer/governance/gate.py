@@ -7,7 +7,8 @@ Rules
 * A message leaves if its tag is declared, for my role as the sender and the other's role as the receiver, it is a
   well-formed message value of at most the declared size, and at most `per_turn` of them went to this receiver in this
   turn. Sums and agreed values: at most `per_turn` of a tag in a turn.
-* The vector of a sum is the encoding its layout says (secure/fixedpoint.py), every element in range.
+* The vector of a sum is the encoding its layout says (secure/fixedpoint.py), every element in range, and the layout
+  uses the codecs that are declared.
 * A closed gate is GateClosed: nothing was sent, and the job fails.
 """
 
@@ -58,7 +59,7 @@ class Gate:
         """A contribution to a secure sum."""
         message = self._message(tag, Sum, "sum")
         try:
-            fixedpoint.check(layout, vector)
+            fixedpoint.check(layout, vector, message.codecs)
         except FedpeerError as error:
             raise GateClosed(f"{self._name(tag)} is not what a sum takes: {error.message}") from None
         self._count(tag, "", message.per_turn)

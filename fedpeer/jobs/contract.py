@@ -47,9 +47,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from fedpeer import codec
+from fedpeer.aggregation.names import MIN_PARTIES, Profile
+from fedpeer.aggregation.request import Terms
 from fedpeer.crypto import hash_
-from fedpeer.errors import ContractError, FedpeerError
+from fedpeer.errors import ContractError, FedpeerError, LocalProtocolError
 from fedpeer.jobs import graph
+from fedpeer.secure import fixedpoint
 from fedpeer.stage import KINDS, MAX_PEERS, Model, Params, Report, Stage, Sum, Table
 
 FindStage = Callable[[str], Stage]
@@ -70,7 +73,7 @@ Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_B
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 Parties = Annotated[int, msgspec.Meta(ge=2, le=MAX_PEERS)]
-Profile = Literal["byz", "crash"]
+ProfileName = Literal["byz", "crash"]
 Stall = Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPIRES_S)]
 Restarts = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
@@ -123,13 +126,19 @@ class Rules(codec.Record, frozen=True):
     """What the participants hold each other to."""
 
     min_parties: Parties = 3
-    """A secure sum over fewer contributors is refused."""
-    profile: Profile = "byz"
-    """Whom a sum must survive (PROTOCOL.md). Today's sums need every participant, under either profile."""
+    """A sum over fewer contributors is never opened: more hide one's values better, fewer may be away."""
+    profile: ProfileName = "byz"
+    """Against whom the sums hold: "byz" against participants that lie, "crash" where all run unmodified software and
+    more of them may be away. Three participants have "crash" only, whatever is written here."""
     stall_s: Stall = 3600
-    """A participant that is not reachable for so long while the job runs ends it."""
+    """A participant that is not reachable for so long while the job waits for it ends it."""
     restarts: Restarts = 2
     """So often a worker that crashed is started again, in each stage."""
+
+    @property
+    def terms(self) -> Terms:
+        """What they say of sums."""
+        return Terms(self.profile, self.min_parties, self.stall_s)
 
 
 class Contract(codec.Record, frozen=True):
@@ -198,6 +207,32 @@ def outputs_equal(contract: Contract, find: FindStage) -> list[tuple[str, str]]:
     ]
 
 
+def sums_of(contract: Contract, entry: StageEntry, find: FindStage) -> Profile | None:
+    """How many may lie, pool or be away in the secure sums of a stage; None if it makes none. Raises ContractError."""
+    messages = _find(find, entry.run, f"stage {entry.id!r}").messages
+    sums = {tag: message for tag, message in messages.items() if isinstance(message, Sum)}
+    if not sums:
+        return None
+    held, least = len(entry.roles), max(MIN_PARTIES, contract.rules.min_parties)
+    if held < least:
+        raise ContractError(
+            f"stage {entry.id!r}: {entry.run!r} makes secure sums, which take at least {least} participants; it has "
+            f"{held}",
+            hint="a sum of two shows each the other's value",
+        )
+    for tag, message in sums.items():
+        if not fixedpoint.fits(held, message.bits):
+            raise ContractError(
+                f"stage {entry.id!r}: {entry.run!r} sums {tag!r} in values of {message.bits} bits, and with {held} "
+                f"participants that would wrap",
+                hint="the stage declares fewer bits, or fewer take part",
+            )
+    try:
+        return contract.rules.terms.among(held)
+    except LocalProtocolError as error:
+        raise ContractError(f"stage {entry.id!r}: {error.message}") from None
+
+
 # from text
 
 
@@ -211,7 +246,7 @@ class _WrittenStage(msgspec.Struct, forbid_unknown_fields=True):
 
 class _WrittenRules(msgspec.Struct, forbid_unknown_fields=True):
     min_parties: Parties = Rules.__struct_defaults__[0]
-    profile: Profile = Rules.__struct_defaults__[1]
+    profile: ProfileName = Rules.__struct_defaults__[1]
     stall_s: Stall = Rules.__struct_defaults__[2]
     restarts: Restarts = Rules.__struct_defaults__[3]
 
@@ -430,13 +465,7 @@ def _check_stage(contract: Contract, entry: StageEntry, stage: Stage) -> None:
         if n not in count:
             allowed = f"at least {count.least}" if n < count.least else f"at most {count.most}"
             raise ContractError(f"{where}: {n} participants hold the role {role!r}, {entry.run!r} takes {allowed}")
-    sums = [tag for tag, message in stage.messages.items() if isinstance(message, Sum)]
-    least = max(3, contract.rules.min_parties)
-    if sums and len(held) < least:
-        raise ContractError(
-            f"{where}: {entry.run!r} makes secure sums, which take at least {least} participants; it has {len(held)}",
-            hint="a sum of two shows each the other's value",
-        )
+    sums_of(contract, entry, lambda _: stage)
     try:
         params = msgspec.json.decode(entry.params)
     except msgspec.DecodeError as error:

@@ -13,12 +13,14 @@ No event loop here: the awaits are of the store, the mesh and the aggregation.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from fedpeer import codec
+from fedpeer.aggregation.agreed import proposer
 from fedpeer.aggregation.request import Request
 from fedpeer.crypto import hash_, random_bytes
 from fedpeer.errors import (
@@ -41,8 +43,6 @@ from fedpeer.worker import protocol as ask
 T = TypeVar("T")
 Outputs = dict[str, tuple[str, bytes]]
 """name → (kind, bytes) as artifact.dump gives them."""
-
-RING = (fixedpoint.WIDTH, fixedpoint.BITS)
 
 
 class Worker(Protocol):
@@ -115,6 +115,8 @@ class Execution:
         self.turn = self.k = self.common = 0
         self.history = self.turn_history = b""
         self.saved_turn, self.saved_history = -1, b""
+        self.waits_for = ""
+        """the peer without whom this stage does not go on: its message or its proposal comes next"""
 
     async def run(self, inputs: Sequence[tuple[str, str, Any]]) -> tuple[Outputs, bytes]:
         """The stage's outputs and its last history hash. Raises the error that ended it.
@@ -207,7 +209,8 @@ class Execution:
         payload = await self._journaled(turn, k, "receive", asked)
         if payload is None:
             sender = self.peer_of[request.sender]
-            mail = await self.mesh.next_mail(self.contract, self.stage_id, sender)
+            with self._waiting(sender):
+                mail = await self.mesh.next_mail(self.contract, self.stage_id, sender)
             if mail.tag != request.tag:
                 raise StageError(
                     f"stage {self.stage_id!r} asks {request.sender!r} for {request.tag!r}, but its next message is "
@@ -228,7 +231,7 @@ class Execution:
         await self._work(size, lambda: self.gate.sum(request.tag, request.layout, request.vector))
         turn, k = self._next_place()
         common = self._next_common()
-        params = codec.encode([self.stage_id, turn, common, request.tag, self.declaration, request.layout, *RING])
+        params = codec.encode([self.stage_id, turn, common, request.tag, self.declaration, request.layout])
         vector = np.ascontiguousarray(request.vector, dtype=np.uint32)
         asked = await self._work(size, lambda: hash_("fp.sum", params, vector.data))
         payload = await self._journaled(turn, k, "sum", asked)
@@ -246,9 +249,11 @@ class Execution:
                     self.history,
                     self.turn_history,
                     declared.group,
+                    fixedpoint.bits(request.layout),
                 )
             )
             alias_of = {peer: alias for alias, peer in self.peer_of.items()}
+            self.say("sum", stage=self.stage_id, step="total", turn=turn, k=common, survivors=list(total.survivors))
             payload = await self._join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
             await self._journal(turn, k, "sum", asked, payload)
         values, survivors = codec.unpack_value(*split(payload))
@@ -264,7 +269,9 @@ class Execution:
         asked = hash_("fp.agree", request.tag.encode())
         payload = await self._journaled(turn, k, "agree", asked)
         if payload is None:
-            payload = await self.together.agree(self.stage_id, turn, common, mine)
+            parties = list(self.peer_of.values())
+            with self._waiting(proposer(self.contract, self.stage_id, turn, common, parties)):
+                payload = await self.together.agree(self.stage_id, turn, common, mine)
             split(payload)
             await self._journal(turn, k, "agree", asked, payload)
         return ask.Value(*split(payload))
@@ -289,6 +296,14 @@ class Execution:
                 self.store.remove_file(file)
             self.saved_turn, self.saved_history = request.turn, history
         self._at(request.turn + 1, self.saved_history)
+
+    @contextmanager
+    def _waiting(self, peer: str) -> Iterator[None]:
+        self.waits_for = peer
+        try:
+            yield
+        finally:
+            self.waits_for = ""
 
     # places
 

@@ -21,7 +21,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
@@ -46,7 +46,10 @@ REFUSALS = {
 }
 """Why a participant refuses; all it says to the others."""
 
-OWN_WORDS = frozenset({"not_deterministic", "sum", "peer_absent", "columns_differ", "cancelled", "equivocation"})
+OWN_WORDS = frozenset(
+    {"not_deterministic", "sum", "sum_is_noise", "sum_lost", "survivors_changed", "below_quorum"}
+    | {"peer_absent", "columns_differ", "cancelled", "equivocation"}
+)
 """Codes whose message the daemon made of its own values, without a word of a worker (which may be anybody's data):
 others may read it. Of all others they read what the code means."""
 
@@ -212,10 +215,15 @@ def judge(
     failure: FedpeerError | None,
     common: Sequence[tuple[str, str]],
     name_of: Callable[[str], str],
+    gone: Collection[str] = (),
 ) -> Verdict | None:
-    """The end of a job, None while it lives. `failure`: what ended it here; `common`: outputs that must be equal."""
+    """The end of a job, None while it lives. `failure`: what ended it here; `common`: outputs that must be equal.
+
+    `gone`: peers that are away for too long to be waited for, when most of the participants have ended.
+    """
     peers = contract.peers
-    if all(peer in heard.dones for peer in peers):
+    left_out = [peer for peer in peers if peer in gone and peer not in heard.dones]
+    if 2 * len(heard.dones) > len(peers) and all(peer in heard.dones for peer in peers if peer not in left_out):
         try:
             compare_results(contract, heard.dones, common, name_of)
         except NotEqual as error:
@@ -308,7 +316,7 @@ def compare_results(
     histories = {(peer, stage): digest for peer, done in dones.items() for stage, digest in done.histories}
     outputs = {(peer, stage, name): digest for peer, done in dones.items() for stage, name, digest in done.outputs}
     for entry in contract.stages:
-        holders = [contract.peer_of[alias] for alias, _ in entry.roles]
+        holders = [peer for alias, _ in entry.roles if (peer := contract.peer_of[alias]) in dones]
         _all_equal({peer: histories.get((peer, entry.id)) for peer in holders}, f"stage {entry.id!r}", name_of)
         for stage, name in common:
             if stage == entry.id:

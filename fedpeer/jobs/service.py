@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,8 @@ import pyarrow as pa
 import trio
 
 from fedpeer import artifact, codec, stage
-from fedpeer.aggregation.request import Request, Terms, Total
+from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
-from fedpeer.aggregation.vectors import Prg
 from fedpeer.crypto import has_aes, random_bytes
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import (
@@ -90,6 +90,8 @@ class _Job:
         self.unwritten: list[tuple[str, str, Facts]] = []  # lines for the log's next transaction
         self.complete = False  # we say "done", and cannot abort any more
         self.failure: FedpeerError | None = None  # what ended it here
+        self.execution: Execution | None = None  # the stage that runs
+        self.gone: set[str] = set()  # peers whose end we do not wait for any more
         self.verdict: Verdict | None = None
         self.agreed = trio.Event()
         self.over = trio.Event()
@@ -327,7 +329,7 @@ class Jobs:
         return job
 
     def _first_view(self, read: Contract, body: bytes, created: str) -> JobView:
-        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of)
+        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of, self._stage)
 
     async def _load(self, kept: archive.Kept) -> _Job:
         """A job of the store as it was."""
@@ -372,26 +374,27 @@ class Jobs:
             await self._mesh.changed(job.id)
 
     async def _watch_time(self, job: _Job) -> None:
-        """The contract's expiry, and participants that are away for too long while the job runs."""
+        """The contract's expiry, and participants that are needed and away for too long."""
         away: dict[str, float] = {}
         while True:
-            self._judge(job)
             stall = job.contract.rules.stall_s
-            if job.agreed.is_set():
-                heard = self._hear(job)
-                waiting = lifecycle.waiting_for(
-                    job.contract, heard, lifecycle.State.RUNNING, self._mesh.me, lambda p: not self._mesh.connected(p)
-                )
-                absent = [peer for peer in waiting if not self._mesh.connected(peer)]
-                away = {peer: away.get(peer, trio.current_time()) for peer in absent}
-                late = [self._name_of(peer) for peer, since in away.items() if trio.current_time() - since >= stall]
-                if late and not self._is_complete(job):
-                    names = ", ".join(late)
-                    job.failure = job.failure or PeerAbsent(f"{names} could not be reached for {stall} s", peer=names)
-                    self._judge(job)
-                    return
+            needed = self._needed(job)
+            away = {p: away.get(p, trio.current_time()) for p in needed if not self._mesh.connected(p)}
+            late = [peer for peer, since in away.items() if trio.current_time() - since >= stall]
+            if self._is_complete(job):
+                job.gone = set(late)
+            elif late:
+                name = self._name_of(late[0])
+                job.failure = job.failure or PeerAbsent(f"{name} could not be reached for {stall} s", peer=name)
+            self._judge(job)
             left = job.contract.expires + contract.SKEW_S - self._seconds()
             await trio.sleep(max(1.0, min(left, stall / 4, 60.0)))
+
+    def _needed(self, job: _Job) -> Sequence[str]:
+        """Without whom this peer does not go on. Sums are not meant: they go on without some, or end by themselves."""
+        if self._is_complete(job):
+            return [peer for peer in job.contract.peers if peer not in self._hear(job).dones]
+        return [job.execution.waits_for] if job.execution is not None and job.execution.waits_for else []
 
     def _judge(self, job: _Job) -> None:
         """Look at all that is known; at the job's end stop everything that runs for it."""
@@ -400,7 +403,9 @@ class Jobs:
         heard = self._hear(job)
         if lifecycle.agreed(job.contract, heard):
             job.agreed.set()
-        job.verdict = lifecycle.judge(job.contract, heard, self._seconds(), job.failure, job.common, self._name_of)
+        job.verdict = lifecycle.judge(
+            job.contract, heard, self._seconds(), job.failure, job.common, self._name_of, job.gone
+        )
         if job.verdict is not None:
             job.scope.cancel()
 
@@ -602,6 +607,7 @@ class Jobs:
             restarts=job.contract.rules.restarts,
             run_in_thread=self._run_in_thread,
         )
+        job.execution = execution
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
 
@@ -774,10 +780,8 @@ class _Together:
     """Sums and agreed values of one stage, among those who have a role in it."""
 
     def __init__(self, aggregation: Aggregation, job: _Job, parties: Sequence[str], *, aes: bool) -> None:
-        rules = job.contract.rules
         self._aggregation, self._contract, self._parties = aggregation, job.id, list(parties)
-        prg: Prg = "aegis256" if aes else "chacha20"
-        self._terms = Terms(rules.profile, rules.min_parties, rules.stall_s, prg)
+        self._terms = replace(job.contract.rules.terms, prg="aegis256" if aes else "chacha20")
 
     async def sum(self, request: Request) -> Total:
         return await self._aggregation.sum(self._contract, self._parties, self._terms, request)

@@ -7,11 +7,13 @@ job's log after a restart. Nothing is decided from it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from fedpeer.jobs.contract import Contract
+from fedpeer.errors import ContractError
+from fedpeer.jobs.contract import Contract, FindStage, StageEntry, sums_of
 from fedpeer.jobs.lifecycle import Event, State, step
 
 
@@ -29,6 +31,25 @@ class ParticipantView(View):
     reason: str = ""
 
 
+class SumsView(View):
+    """What the secure sums of a stage protect, and who was in the last one (participants by alias)."""
+
+    parties: list[str]
+    profile: str
+    """byz: holds against participants that lie; crash: all run unmodified software"""
+    hidden_among: int
+    """Every sum has at least so many contributors that do not pool what they see: among theirs one's values are."""
+    pooling: int
+    """so many may pool what they see"""
+    may_be_away: int
+    """so many may be away, and sums go on"""
+    turn: int = -1
+    """of the last sum; before the first -1"""
+    survivors: list[str] = []
+    left_out: dict[str, list[int]] = {}
+    """who was left out lately: first and last turn, without a break"""
+
+
 class StageView(View):
     id: str
     run: str
@@ -39,6 +60,7 @@ class StageView(View):
     rounds: int = 0
     metrics: dict[str, float] = {}
     restarts: int = 0
+    sums: SumsView | None = None
 
 
 class OutputView(View):
@@ -91,7 +113,9 @@ class ModelView(View):
     facts: dict[str, Any]
 
 
-def first_view(contract: Contract, contract_id: bytes, created: str, me: str, name_of: Callable[[str], str]) -> JobView:
+def first_view(
+    contract: Contract, contract_id: bytes, created: str, me: str, name_of: Callable[[str], str], find: FindStage
+) -> JobView:
     """A job that was just proposed, as the peer `me` (its id) sees it."""
     alias = contract.alias_of[me]
     return JobView(
@@ -107,7 +131,13 @@ def first_view(contract: Contract, contract_id: bytes, created: str, me: str, na
         ],
         waiting_for=[],
         stages=[
-            StageView(id=entry.id, run=entry.run, state="waiting", role=entry.role_of.get(alias, ""))
+            StageView(
+                id=entry.id,
+                run=entry.run,
+                state="waiting",
+                role=entry.role_of.get(alias, ""),
+                sums=_sums(contract, entry, find),
+            )
             for entry in contract.in_order()
         ],
         outputs=[],
@@ -132,6 +162,9 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
                 view.state = step(State.AGREED, Event.START)
         case "progress" if stage is not None:
             stage.round, stage.rounds, stage.metrics = facts["done"], facts["of"], dict(facts["metrics"])
+        case "sum" if stage is not None and stage.sums is not None and facts["step"] == "total":
+            alias_of = {participant.peer: participant.alias for participant in view.participants}
+            _summed(stage.sums, facts["turn"], [alias_of[peer] for peer in facts["survivors"]])
         case "worker_crashed" if stage is not None:
             stage.restarts = facts["restarts"]
         case "stage_done" if stage is not None:
@@ -144,3 +177,25 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
                 view.error = msgspec.convert(error, ErrorView)
                 for running in view.stages:
                     running.state = "failed" if running.state == "running" else running.state
+
+
+def _sums(contract: Contract, entry: StageEntry, find: FindStage) -> SumsView | None:
+    with suppress(ContractError):  # it cannot run here
+        if (of := sums_of(contract, entry, find)) is not None:
+            return SumsView(
+                parties=list(entry.role_of),
+                profile=of.name,
+                hidden_among=of.m_min - of.t_c,
+                pooling=of.t_c,
+                may_be_away=of.n - of.m_min,
+            )
+    return None
+
+
+def _summed(sums: SumsView, turn: int, survivors: list[str]) -> None:
+    """A sum of this turn is known, over these aliases."""
+    for alias in set(sums.parties) - set(survivors):
+        first, last = sums.left_out.get(alias, (turn, turn))
+        sums.left_out[alias] = [first if last >= turn - 1 else turn, turn]
+    sums.left_out = {alias: turns for alias, turns in sums.left_out.items() if turns[1] >= turn - 1}
+    sums.turn, sums.survivors = turn, survivors

@@ -1,6 +1,7 @@
 """Letters: exactly once and in order for each (scope, stage, sender → receiver), across sessions and restarts.
 
 How it works
+* A letter goes over a session of its two peers. There is no other way: without a direct connection it waits.
 * The sender commits a letter to its outbox under the next number of its stream, and keeps it until the receiver's
   daemon has said that it is on disk there. On every new session it sends again what is not acknowledged.
 * The receiver takes the number it expects and no other: it commits letter and counter together, then acknowledges

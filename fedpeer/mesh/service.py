@@ -129,6 +129,7 @@ class Mesh:
         self._errors: dict[str, str] = {}
         self._seals: dict[str, Verify] = {}
         self._changes = Bell()
+        self._strays: dict[str, Callable[[Record], None]] = {}
         self.roster: Roster
         self.scopes: dict[bytes, Scope]
         store.write_now(self._load)
@@ -485,8 +486,8 @@ class Mesh:
         self._changes.ring()
 
     def _tell_near(self, scope: bytes, opened: Scope) -> None:
-        for peer in opened.neighbours:
-            self.sessions[peer].tell_near(scope)
+        for session in self._audience(opened):  # who opens it later knows it from the first moment
+            session.tell_near(scope)
 
     async def _mend(self) -> None:
         """A little after connections were lost or made: ask for what may have been missed, and use the new ways."""
@@ -518,14 +519,15 @@ class Mesh:
 
     # records
 
-    def seal(self, kind: str, verify: Verify) -> None:
+    def seal(self, kind: str, verify: Verify, stray: Callable[[Record], None]) -> None:
         """Records of this kind are signed in their body: they get no other signature, and are taken in no other form.
 
         `verify(record, card)` raises TrustError or RemoteProtocolError unless the peer of that card signed the body
         *and* with it all the rest: scope, kind, slot, sender and to; else who passes the record on could change them.
+        `stray(record)`: others have such a record of ours that we do not; it is not kept. What is here is our log.
         Call it before `run`, and before records of this kind are published.
         """
-        self._seals[kind] = verify
+        self._seals[kind], self._strays[kind] = verify, stray
 
     def publish(self, tx: Transaction, scope: bytes, kind: str, slot: str, body: bytes, *, to: str = "") -> None:
         """Sign a statement, keep it and tell the audience, or one peer of it, after the commit. Again is nothing.
@@ -606,6 +608,9 @@ class Mesh:
         if (held is not None and held.digest == signed.digest) or any(no(record) for no in opened.refusals):
             return
         self._verify(signed, card)
+        if record.sender == self.me and record.kind in self._strays:
+            self._strays[record.kind](record)
+            return
 
         def commit(tx: Transaction) -> str:
             outcome = records.keep(tx, signed)

@@ -28,8 +28,8 @@ from fedpeer.stage import Stage
 class Again:
     """The driver of a stage that has a recorded answer to everything."""
 
-    def __init__(self, answers: Sequence[tuple[str, Any]]) -> None:
-        self.answers = list(answers)
+    def __init__(self, stage: Stage, answers: Sequence[tuple[str, Any]]) -> None:
+        self.stage, self.answers = stage, list(answers)
         self.shared: list[bytes] = []
 
     def post(self, request: Request) -> None:
@@ -47,7 +47,7 @@ class Again:
             raise StageError(f"it asks for {waits_for(request)} where it asked for {what} the first time")
         value = unpack(packed)
         if isinstance(request, SumRequest):
-            layout, _ = fixedpoint.encode(request.values)
+            layout, _ = fixedpoint.encode(request.values, self.stage.codecs(request.tag), request.chance)
             return Total(fixedpoint.decode(layout, value[0], len(value[1])), value[1])
         return value
 
@@ -66,7 +66,7 @@ def waits_for(request: ReceiveRequest | SumRequest | AgreeRequest) -> str:
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """The shared states and the digests of the outputs of a participant."""
     stage = _find(task["module"], task["file"], task["name"])
-    driver = Again([(what, packed.tobytes()) for what, packed in task["answers"]])
+    driver = Again(stage, [(what, packed.tobytes()) for what, packed in task["answers"]])
     params = msgspec.json.decode(task["params"], type=stage.params)
     inputs = {port: artifact.load(kind, data.tobytes()) for port, kind, data in task["inputs"]}
     coroutine = stage(Peers(driver, task["me"], dict(task["roles"]), task["chance"]), params, **inputs)

@@ -507,7 +507,7 @@ class _Member:
 
     def _sum(self, request: SumRequest) -> None:
         tag, values = request.tag, request.values
-        layout, vector = fixedpoint.encode(values)
+        layout, vector = fixedpoint.encode(values, self.federation.stage.codecs(tag), request.chance)
         self.gate.sum(tag, layout, vector)
         part = _Part(tag, layout, self.history, vector, values)
         said = hash_("fp.test.said", codec.encode(["sum", tag, layout]), vector.tobytes())

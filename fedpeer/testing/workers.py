@@ -111,8 +111,8 @@ class CoroutineWorker:
             case AgreeRequest(tag, value):
                 self._said.append(protocol.Agree(tag, *codec.pack_value(value)))
                 self._answered = _value
-            case SumRequest(tag, values):
-                layout, vector = fixedpoint.encode(values)
+            case SumRequest(tag, values, chance):
+                layout, vector = fixedpoint.encode(values, self._stage.codecs(tag), chance)
                 self._said.append(protocol.Sum(tag, layout, vector))
                 self._answered = lambda total: Total(
                     fixedpoint.decode(layout, total.vector, len(total.survivors)), total.survivors

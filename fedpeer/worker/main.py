@@ -57,7 +57,7 @@ def main() -> None:
     daemon = Connection(socket.socket(fileno=SOCKET))
     threading.Thread(target=_end_with, args=(SOCKET,), daemon=True).start()
     try:
-        daemon.send(run(daemon.receive(protocol.Start, files=True), Daemon(daemon)))
+        daemon.send(run(daemon.receive(protocol.Start, files=True), daemon))
     except BaseException as error:
         try:
             daemon.send(failure(error))
@@ -75,8 +75,8 @@ def _end_with(descriptor: int) -> None:
 class Daemon:
     """The driver of a stage: its requests as messages to the daemon."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, declared: stage.Stage) -> None:
+        self._connection, self._declared = connection, declared
 
     def post(self, request: Request) -> None:
         """Say what has no answer."""
@@ -96,8 +96,8 @@ class Daemon:
                 return self._value(protocol.Receive(sender, tag))
             case AgreeRequest(tag, value):
                 return self._value(protocol.Agree(tag, *codec.pack_value(value)))
-            case SumRequest(tag, values):
-                layout, vector = fixedpoint.encode(values)
+            case SumRequest(tag, values, chance):
+                layout, vector = fixedpoint.encode(values, self._declared.codecs(tag), chance)
                 self._connection.send(protocol.Sum(tag, layout, vector))
                 total = self._answer(protocol.TotalAnswer)
                 return Total(fixedpoint.decode(layout, total.vector, len(total.survivors)), total.survivors)
@@ -121,9 +121,10 @@ class Daemon:
         return answer
 
 
-def run(start: protocol.Start, daemon: Daemon) -> protocol.Done:
+def run(start: protocol.Start, connection: Connection) -> protocol.Done:
     """The stage from its first line, or from its checkpoint, to its outputs."""
     declared = stage.find(start.stage)
+    daemon = Daemon(connection, declared)
     params = msgspec.json.decode(start.params, type=declared.params)
     inputs = {port: artifact.load(kind, content) for port, kind, content in start.inputs}
     peers = Peers(daemon, start.me, dict(start.roles), start.chance, _resume(start.resume))

@@ -23,6 +23,7 @@ from fedpeer.stage import Agreed, Open, Params, Report, Sealed, Sum, Table, at_l
         "gh": Sealed("guest", "host", "gradients", per_turn=2, max_bytes=200),
         "split": Open("host", "guest", "which rows go left"),
         "total": Sum("a total", per_turn=2),
+        "clipped": Sum("a total of clipped values", clip=0.5, bits=12),
         "value": Agreed("a value"),
     },
 )
@@ -133,6 +134,20 @@ def test_sums_that_are_not_what_their_layout_says_do_not_pass(gate: Gate) -> Non
     for tag in ("gh", "value", "nothing"):
         with pytest.raises(GateClosed):
             gate.sum(tag, layout, vector)
+
+
+def test_a_sum_passes_in_the_codecs_that_are_declared_only(gate: Gate) -> None:
+    values = {"x": np.array([0.1, 7.0])}
+    layout, vector = fixedpoint.encode(values, Sum("", clip=0.5, bits=12).codecs, bytes(32))
+    for tag, wrong in (
+        ("total", (layout, vector)),
+        ("clipped", fixedpoint.encode(values)),
+        ("clipped", fixedpoint.encode(values, Sum("", clip=0.5).codecs, bytes(32))),
+        ("clipped", fixedpoint.encode(values, Sum("", clip=1.0, bits=12).codecs, bytes(32))),
+    ):
+        with pytest.raises(GateClosed, match="not what a sum takes"):
+            gate.sum(tag, *wrong)
+    gate.sum("clipped", layout, vector)
 
 
 def test_agreed_values_are_capped_and_declared(gate: Gate) -> None:

@@ -288,6 +288,28 @@ def test_what_is_wrong_is_named(old: str, new: str, message: str, hint: str | No
     assert hint in caught.value.hint
 
 
+def test_sums_that_would_wrap_with_so_many_participants_are_refused() -> None:
+    messages = {"gradient": Sum("the sum", clip=1.0, bits=22)}
+    fine = Stage(fit.function, 1, FitParams, fit.roles, fit.inputs, fit.outputs, messages)
+    named = {**STAGES, "horizontal.logistic:fit": fine}
+
+    def parsed(text: str) -> Contract:
+        return contract.parse(
+            text,
+            me="fp1north",
+            resolve=lambda ref: PEERS.get(ref, ref),
+            find=named.__getitem__,
+            now=NOW,
+            nonce=bytes(16),
+        )
+
+    assert len(parsed(TEXT).peer_of) == 4
+    with pytest.raises(
+        ContractError, match=r"stage 'fit': .* 'gradient' in values of 22 bits, and with 5 participants"
+    ):
+        parsed(TEXT.replace("[participants]", '[participants]\nmiddle = "fp1middle"'))
+
+
 def test_a_single_bracket_of_stage_is_explained() -> None:
     with pytest.raises(ContractError, match=re.escape("[[stage]]")):
         parse('version = 1\nname = "a"\n[participants]\na = "north"\n[stage]\nid = "fit"\n')

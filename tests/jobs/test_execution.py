@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from fedpeer import artifact, codec
+from fedpeer.aggregation.request import Request
 from fedpeer.errors import DataError, GateClosed, NotDeterministic, StageError, WorkerCrashed
 from fedpeer.jobs import checkpoint
 from fedpeer.jobs.execution import Execution, join, run_alone, split
@@ -127,10 +128,12 @@ class Daemon:
         tx.execute("INSERT OR REPLACE INTO taken VALUES (?, ?)", (sender, mail.seq + 1))
         self.between.taken.append((sender, self.me, mail.seq))
 
-    async def sum(self, stage: str, turn: int, k: int, vector: Any, params: bytes, history: bytes) -> Any:
+    async def sum(self, request: Request) -> Any:
+        turn, k = request.turn, request.k
         assert (self.me, turn, k) not in self.between.answered, "a decided sum is never asked again"
         parts = self.between.sums[turn, k]
-        part = (params, history, np.array(vector))
+        said = (request.params, request.history, request.turn_history, request.used, request.group)
+        part = (said, request.name, np.array(request.vector))
         if self.me in parts:
             assert parts[self.me][:2] == part[:2]
             assert (parts[self.me][2] == part[2]).all()
@@ -411,8 +414,8 @@ async def test_what_is_large_is_hashed_joined_and_read_beside_the_event_loop(
     between.letters[PEER_OF["telco"], PEER_OF["bank"]].append(Mail(0, "tell", value[0], [bytes(b) for b in value[1]]))
 
     class Alone(Daemon):
-        async def sum(self, stage: str, turn: int, k: int, vector: Any, params: bytes, history: bytes) -> Any:
-            return SimpleNamespace(values=vector, survivors=list(PEER_OF.values()))
+        async def sum(self, request: Request) -> Any:
+            return SimpleNamespace(values=request.vector, survivors=list(PEER_OF.values()))
 
     daemon = Alone(between, "bank", quick_path)
     messages: dict[str, protocol.Message] = {

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
+from fedpeer.aggregation.attempt import MaskedRecord
 from trio.testing import MockClock
 
 from fedpeer import codec
 from fedpeer.aggregation import keys, masks
-from fedpeer.aggregation.attempt import MaskedRecord
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.mesh import records
 from fedpeer.mesh.messages import Chunk

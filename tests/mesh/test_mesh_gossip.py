@@ -254,6 +254,24 @@ async def test_a_peer_that_was_away_gets_each_record_about_once(heard, never_loo
         assert 100 <= sum(heard.records.values()) <= 200  # the first to be connected tells all it has
 
 
+async def test_a_peer_that_opens_the_scope_late_gets_each_record_once(heard, never_look, autojump_clock) -> None:
+    names = NAMES[:6]
+    async with web(names, full(names), heard, opened=False) as it:
+        await trio.sleep(60)
+        everybody = list(it.cast.values())
+        for one in everybody[:5]:
+            await one.open(*(other for other in everybody if other is not one))
+        await trio.sleep(1)
+        for name in names[:5]:
+            for number in range(20):
+                await it[name].publish("note", f"{name} {number}", bytes(100))
+        await trio.sleep(1)
+        await it["frank"].open(*everybody[:5])
+        await trio.sleep(1)
+        assert len(it["frank"].mesh.held(SCOPE, "note")) == 100
+        assert set(heard.records.values()) == {1}
+
+
 async def test_what_was_lost_with_a_connection_is_asked_for_where_it_is(heard, never_look, autojump_clock) -> None:
     names = NAMES[:4]
     async with web(names, full(names), heard) as it:
@@ -264,6 +282,8 @@ async def test_what_was_lost_with_a_connection_is_asked_for_where_it_is(heard, n
         assert it.holders("note", "1", "alice") == {"alice", "bob", "carol"}
         await it.until_read("1", "alice", within=60)  # as soon as dave notices
         assert not it["dave"].mesh.connected(it["alice"].id)
+        await it["alice"].publish("note", "2", b"x")
+        await it.until_read("2", "alice", within=1)  # and from now on it is passed on at once
 
 
 async def test_connections_that_come_and_go_do_not_make_a_storm_of_syncs(heard, never_look, autojump_clock) -> None:
@@ -436,13 +456,19 @@ async def test_who_is_not_of_the_audience_is_no_addressee(heard, autojump_clock)
 # the contract
 
 
-async def test_a_contract_comes_to_a_participant_that_its_initiator_cannot_reach(heard, autojump_clock) -> None:
+@pytest.mark.parametrize("kept_s", [0, 1], ids=["kept at once", "kept a little after it was opened"])
+@pytest.mark.parametrize("edges", [line(*NAMES[:4]), full(NAMES[:4])], ids=["line", "full mesh"])
+async def test_a_contract_comes_once_to_each_participant_also_where_its_initiator_cannot_reach(
+    edges, kept_s, heard, autojump_clock
+) -> None:
     names = NAMES[:4]
-    async with web(names, line(*names), heard, opened=False) as it:
+    async with web(names, edges, heard, opened=False) as it:
 
         async def consider(one: Organization, record: Record) -> None:
-            await trio.sleep(5)
+            await trio.sleep(5 * names.index(one.name))
             await one.open(*(other for other in it.cast.values() if other is not one), scope=record.scope)
+            if kept_s:
+                await trio.sleep(kept_s)  # others may tell the contract again
 
         for one in it.cast.values():
             one.mesh.on_unknown_scope = partial(consider, one)
@@ -452,7 +478,8 @@ async def test_a_contract_comes_to_a_participant_that_its_initiator_cannot_reach
             for one in it.cast.values():
                 while one.mesh.find(SCOPE, "contract", "", it["alice"].id) is None:
                     await trio.sleep(1)
-        assert heard.records == {(name, ""): 1 for name in names[1:]}
+        assert heard.records.keys() == {(name, "") for name in names[1:]}
+        assert kept_s or set(heard.records.values()) == {1}
         await it["dave"].publish("note", "yes", b"")
         await it.until_read("yes", "dave", within=5)
 
@@ -742,7 +769,7 @@ async def test_a_transfer_over_a_relay_goes_on_where_it_was_after_a_cut(heard, a
         before = it["alice"].mesh.traffic()[0]
         path = await it["carol"].mesh.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
         assert path.read_bytes() == LARGE
-        assert len(LARGE) < it["alice"].mesh.traffic()[0] - before < 2.5 * len(LARGE)
+        assert len(LARGE) < it["alice"].mesh.traffic()[0] - before < 1.8 * len(LARGE)
         await trio.sleep(60)
         assert passing(it["bob"]) == []
 
@@ -804,14 +831,12 @@ async def test_a_wrong_file_over_a_relay_convicts_nobody_and_comes_another_way(s
 
 
 async def test_what_passes_is_bounded_by_what_was_asked_for_and_goes_with_the_session(heard, autojump_clock) -> None:
-    names = NAMES[:4]  # carol, who is mallory's, asks bob for files of alice
-    names = ("alice", "bob", "dave", "carol")
+    names = ("alice", "bob", "dave", "carol")  # carol, who is mallory's, asks bob for files of alice
     async with with_mallory(names, line("alice", "bob"), heard) as (it, mallory):
         await mallory.connect("bob")
         digest = await it["alice"].offer(LARGE)
         session = it["bob"].mesh.sessions[it["alice"].id]
         link = mallory.links["bob"]
-        came: list[tuple[int, int, int]] = []
 
         async def ask(want: Want) -> None:
             await link.send(WANTS, b"", codec.encode(want))
@@ -824,7 +849,7 @@ async def test_what_passes_is_bounded_by_what_was_asked_for_and_goes_with_the_se
             await ask(Want(lane, SCOPE, bytes([lane]) * 32, 0, 1 << 32, it["alice"].id))
             assert len(passing(it["bob"])) <= 3
         await trio.sleep(1)
-        assert passing(it["bob"]) == [], came
+        assert passing(it["bob"]) == []
         for holder in (it["dave"].id, "fp1nobody", mallory.who.id, it["bob"].id):
             await ask(Want(0, SCOPE, digest, 0, len(LARGE), holder))  # one that bob is not connected to
             await trio.sleep(1)

@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeer.errors import StageError, SumError
+from fedpeer.errors import LocalProtocolError, StageError, SumError
 from fedpeer.secure import fixedpoint
+from fedpeer.stage import Sum
 
 integers = st.integers(-(2**54), 2**54 - 1)
 reals = st.floats(-(2.0**22), 2.0**22, exclude_min=True, exclude_max=True, width=64)
+
+
+SEED = bytes(range(32))
+CLIP = Sum("", clip=0.5).codecs
 
 
 def total_of(vectors):
@@ -29,6 +34,19 @@ def test_the_public_vectors_of_the_codecs(shared: Path):
     for case in values["fixed_F32_B55_b16"]:
         _, vector = fixedpoint.encode({"v": np.array([case["x"]])})
         assert vector[:4].tolist() == case["limbs"], case
+    for case in values["clip"]:
+        top = 2 ** case["bits"] - 1
+        got = fixedpoint.rounded(np.array([float(case["x"])]), case["clip"], top, np.array([case["u"]]))
+        assert got.tolist() == [case["q"]], case
+    for codecs, error, bad in (
+        (CLIP, values["clip_nan"], np.array([np.nan])),
+        (CLIP, values["clip_inf"], np.array([-np.inf])),
+        (fixedpoint.EXACT, values["int_out_of_range"], np.array([2**54])),
+        (fixedpoint.EXACT, values["fixed_out_of_range"], np.array([2.0**22])),
+    ):
+        assert error.startswith("error: ")
+        with pytest.raises(StageError):
+            fixedpoint.encode({"v": bad}, codecs, SEED)
 
 
 def test_known_answers():
@@ -142,3 +160,138 @@ def test_a_vector_of_another_dtype_or_shape_is_refused():
     for other in (vector.astype(np.int64), vector.reshape(2, 128), vector[:255]):
         with pytest.raises(SumError):
             fixedpoint.check(layout, other)
+
+
+# declared ranges
+
+
+def test_what_is_not_declared_otherwise_is_exact():
+    assert Sum("").codecs == fixedpoint.EXACT
+
+
+@given(st.integers(2, 55), st.integers(0, 55), st.integers(3, 256), st.data())
+def test_declared_ranges_are_exact_up_to_their_ends(width: int, fraction: int, n: int, data: st.DataObject):
+    fraction = min(fraction, width)
+    codecs, bound = Sum("", value_bits=width, fraction_bits=fraction).codecs, 2 ** (width - 1)
+    inside = st.integers(-bound, bound - 1)
+    row = [*data.draw(st.lists(inside, max_size=5)), -bound, bound - 1]
+    ends = [(1 - bound) / 2**fraction, 0.3 if bound > 2**fraction else 0.0, (bound - 1) / 2**fraction]
+    layout, vector = fixedpoint.encode({"i": np.array(row), "x": np.array(ends)}, codecs)
+    fixedpoint.check(layout, vector, codecs)
+    assert layout[0][3] == ["int", width]
+    assert layout[1][3] == ["fixed", fraction, width]
+    assert fixedpoint.used(layout) == -(-width // 16) * (len(row) + 3)
+    assert int(vector.max()) < 2 ** fixedpoint.bits(layout) <= 2**16
+    decoded = fixedpoint.decode(layout, vector * np.uint32(n), n)
+    assert decoded["i"].tolist() == [n * v for v in row]
+    assert decoded["x"].tolist() == [n * round(x * 2**fraction) / 2**fraction for x in ends]
+    for bad in (np.array([bound]), np.array([-bound - 1]), np.array([bound / 2**fraction]), np.array([-1e300])):
+        with pytest.raises(StageError, match="'age'"):
+            fixedpoint.encode({"age": bad}, codecs)
+
+
+def test_a_layout_with_another_codec_than_declared_is_refused():
+    layout, vector = fixedpoint.encode({"v": np.array([0.25, -1.0])}, CLIP, SEED)
+    fixedpoint.check(layout, vector, CLIP)
+    for codec in (["clip", 16, 0.25], ["clip", 15, 0.5], ["clip", 16.0, 0.5], ["clip", 16], ["int", 16], []):
+        with pytest.raises(SumError):
+            fixedpoint.check([["v", "float64", [2], codec]], vector, CLIP)
+    with pytest.raises(SumError):
+        fixedpoint.check(layout, vector)
+    outside = vector.copy()
+    outside[0] = 2**16
+    with pytest.raises(SumError, match="noise"):
+        fixedpoint.check(layout, outside, CLIP)
+
+
+# "clip": one element a value, rounded by chance
+
+
+floats = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+@given(
+    st.lists(floats, min_size=1, max_size=9),
+    st.floats(1e-30, 1e30),
+    st.integers(1, 16),
+    st.integers(1, 40),
+    st.binary(min_size=32, max_size=32),
+)
+def test_a_clipped_sum_is_less_than_a_step_away_for_each_party(
+    xs: list[float], c: float, bits: int, n: int, seed: bytes
+):
+    codecs, step = Sum("", clip=c, bits=bits).codecs, 2 * c / (2**bits - 1)
+    parts = [fixedpoint.encode({"v": np.array(xs)}, codecs, bytes([k]) + seed[1:]) for k in range(n)]
+    layout = parts[0][0]
+    assert layout == [["v", "float64", [len(xs)], ["clip", bits, c]]]
+    assert fixedpoint.used(layout) == len(xs)
+    assert fixedpoint.bits(layout) == bits
+    for _, vector in parts:
+        fixedpoint.check(layout, vector, codecs)
+        assert int(vector.max()) <= 2**bits - 1
+    total = fixedpoint.decode(layout, total_of([vector for _, vector in parts]), n)["v"]
+    assert np.abs(total - n * np.clip(xs, -c, c)).max() < n * step * (1 + 1e-6)
+    again = fixedpoint.decode(layout, parts[0][1], 1)["v"]
+    assert np.abs(again - np.clip(xs, -c, c)).max() < step * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16, 22])
+@pytest.mark.parametrize("x", [-0.5, -0.4999999, -0.123456, -1e-7, 0.0, 1e-9, 0.001, 0.31, 0.4999999, 0.5])
+def test_clipped_values_are_right_on_average(x: float, bits: int):
+    count = 400_000  # several segments
+    codecs, step = Sum("", clip=0.5, bits=bits).codecs, 1 / (2**bits - 1)
+    layout, vector = fixedpoint.encode({"v": np.full(count, x)}, codecs, SEED)
+    values = vector[:count].astype(float)
+    exact = (x + 0.5) / step
+    share = exact - np.floor(exact)
+    assert set(values) <= {np.floor(exact), np.floor(exact) + 1}
+    sigma = np.sqrt(max(share * (1 - share), 1e-9) / count)
+    assert abs(values.mean() - exact) < 5 * sigma + 1e-6
+    mean = fixedpoint.decode(layout, vector, 1)["v"].mean()
+    assert abs(mean - x) < 5 * step * sigma + 1e-6 * step + 1e-12
+
+
+def test_the_chance_of_one_value_says_nothing_of_the_next():
+    halves = np.zeros(1 << 19)  # v = 32767.5: each is a toss
+    _, vector = fixedpoint.encode({"a": halves, "b": halves}, CLIP, SEED)
+    tosses = vector[: 1 << 20].astype(int) - 32767
+    assert set(tosses) == {0, 1}
+    signs = 2.0 * tosses - 1
+    for lag in (1, 2, 8, 1 << 17, 1 << 19):  # the next, the next segment, the next entry
+        assert abs((signs[lag:] * signs[:-lag]).mean()) < 5 / np.sqrt(signs.size - lag), lag
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
+    values = {"a": np.linspace(-1, 1, 300_000), "n": np.arange(5)}
+    _, first = fixedpoint.encode(values, CLIP, SEED)
+    _, again = fixedpoint.encode(values, CLIP, SEED)
+    _, other = fixedpoint.encode(values, CLIP, bytes(32))
+    assert first.tobytes() == again.tobytes()
+    assert (first[:300_000] != other[:300_000]).mean() > 0.1
+    with pytest.raises(LocalProtocolError):
+        fixedpoint.encode(values, CLIP)
+
+
+def test_clip_takes_large_arrays_in_any_float_and_shape_beside_exact_integers():
+    rng = np.random.default_rng(1)
+    values = {"w": rng.normal(0, 0.2, (3, 50_000)).astype(np.float32), "n": np.array([7, -(2**40)])}
+    layout, vector = fixedpoint.encode(values, CLIP, SEED)
+    decoded = fixedpoint.decode(layout, vector, 1)
+    assert decoded["n"].tolist() == [7, -(2**40)]
+    assert decoded["w"].shape == (3, 50_000)
+    assert np.abs(decoded["w"] - np.clip(values["w"].astype(float), -0.5, 0.5)).max() < 1 / 65535
+    worst = values["w"].astype(float)
+    worst[2, 49_999] = np.nan
+    with pytest.raises(StageError, match=r"'w' .* finite"):
+        fixedpoint.encode(values | {"w": worst}, CLIP, SEED)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(1, 2**24 - 1), (16, 256), (17, 128), (20, 16), (22, 4)])
+def test_no_more_vectors_are_added_than_cannot_wrap(bits: int, most: int):
+    assert fixedpoint.fits(most, bits)
+    assert not fixedpoint.fits(most + 1, bits)
+    codecs = Sum("", clip=1.0, bits=bits).codecs
+    layout, vector = fixedpoint.encode({"v": np.full(5, 9.0)}, codecs, SEED)
+    assert fixedpoint.decode(layout, vector * np.uint32(most), most)["v"].tolist() == [most] * 5
+    with pytest.raises(SumError, match="more than"):
+        fixedpoint.decode(layout, vector, most + 1)

@@ -69,6 +69,41 @@ def test_a_sound_stage_stands_everything():
     check_stage(average, Params(), split, average_is_right)
 
 
+@stage(
+    version=1,
+    roles=MEMBERS,
+    inputs={"table": Table},
+    outputs={"model": Model},
+    messages={"step": Sum("clipped steps, and the count of rows", clip=1.0, bits=20)},
+)
+async def clipped_average(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+    x = table.column("x") / 64
+    state = {"mean": np.zeros(300), "n": 0}
+    for _ in peers.rounds(3, shared=state):
+        total = await peers.sum("step", {"step": (x.mean() - state["mean"]) / 2, "n": np.array([x.size])})
+        state["mean"] = state["mean"] + total["step"] / len(total.survivors)
+        state["n"] = int(total["n"][0])
+    return model(mean=float(state["mean"].mean()), n=state["n"])
+
+
+def test_a_stage_with_clipped_sums_stands_everything_and_is_right_on_average():
+    def pooled(outputs: Any) -> None:
+        for output in outputs.values():
+            facts = output["model"].facts
+            assert facts["mean"] == pytest.approx(ROWS.mean() / 64 * 7 / 8, abs=2e-7)  # a step is 2e-6
+            assert facts["n"] == 60
+
+    check_stage(clipped_average, Params(), split, pooled)
+
+
+def test_clipped_sums_round_by_the_chance_of_the_turn():
+    runs = [run_stage(clipped_average, Params(), split(3), seed=seed) for seed in (1, 1, 2)]
+    one, again, other = (run.totals[1, 0]["step"] for run in runs)
+    assert one.tolist() == again.tolist()
+    assert (one != other).mean() > 0.3
+    assert len(set(one)) > 1
+
+
 def test_a_run_keeps_what_was_said_and_what_all_saw():
     run = run_stage(average, Params(), split(3))
     assert list(run.outputs) == ["alice", "bob", "carol"]

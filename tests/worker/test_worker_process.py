@@ -24,7 +24,7 @@ from fedpeer.crypto import DhKey, Secret, random_bytes
 from fedpeer.errors import WorkerCrashed
 from fedpeer.identity import Identity
 from fedpeer.secure import fixedpoint
-from fedpeer.stage import Model, Table, find
+from fedpeer.stage import Model, Sum, Table, find
 from fedpeer.testing.stages import run_stage
 from fedpeer.worker import protocol as ask
 from fedpeer.worker.connection import Connection
@@ -167,6 +167,25 @@ async def run_loop(start: ask.Start, kill_after: int | None = None) -> tuple[lis
                     await worker.answer(ask.Value(*codec.pack_value(np.full(20_000, checkpoints[-1].turn + 1.0))))
                 case ask.Done():
                     return checkpoints, report(request)
+
+
+async def test_a_clipped_sum_is_said_in_the_same_bytes_by_every_worker_of_a_turn() -> None:
+    codecs = Sum("", clip=0.5, bits=20).codecs
+    vectors = []
+    for key in (KEY, KEY, bytes(32)):
+        async with worker_of(start_of("clipped", b'{"count":7}', chance=key)) as worker:
+            summed = await worker.next()
+            assert isinstance(summed, ask.Sum)
+            fixedpoint.check(summed.layout, summed.vector, codecs)
+            assert fixedpoint.used(summed.layout) == 200_000 + 4
+            vectors.append(summed.vector.tobytes())
+            await worker.answer(ask.TotalAnswer((summed.vector * 2).astype(np.uint32), ["alice", "bob"]))
+            done = await worker.next()
+            assert isinstance(done, ask.Done)
+            said = report(done)
+            assert said["n"] == 14
+            assert np.asarray(said["x"]).tolist() == [-1.0, -1.0, -1.0]
+    assert vectors[0] == vectors[1] != vectors[2]
 
 
 async def test_a_worker_goes_on_from_its_checkpoint_as_if_it_had_not_been_killed() -> None:

@@ -56,8 +56,8 @@ class Fit(Params, frozen=True):
             group="data",
         ),
         "newton": Sum(
-            "at the current model, over all rows: the sum of the losses, their gradient, and their Hessian (d + 1 by "
-            "d + 1, symmetric)"
+            "at the current model, over the rows of those who take part: their number, the sum of the losses, their "
+            "gradient, and their Hessian (d + 1 by d + 1, symmetric)"
         ),
     },
 )
@@ -68,9 +68,11 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     turn    who    what                                                                   shape
     -       all    moments: rows, positives; count, missing, Σx, Σx² of each feature      2 + d × 137 integers
     0 …     all    newton: gradient, upper triangle of the Hessian, exact sum of losses   (d + 1) + (d + 1)(d + 2)/2
+                   and how many rows                                                      1
     ```
     A turn evaluates the objective at a trial point. If it fell enough the point is taken and Newton's direction is
-    computed there; else the step is halved. About eight turns for ordinary data.
+    computed there; else the step is halved. About eight turns for ordinary data. When others take part than in the
+    turn before it is another objective: the point is taken, for there is nothing to compare it with.
 
     Each peer's part is scaled by a power of two so that it fits the fixed point of a sum whatever the data: with
     Σz² ≤ n per feature no entry exceeds n. What is summed differs from the true sum by at most 2^-52·n a peer. The
@@ -111,20 +113,30 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
         "slope": 0.0,
         "step": 1.0,
         "trial": np.zeros(d + 1),
+        "survivors": [],
     }
     for turn in peers.rounds(params.max_iter, shared=state):
         trial = state["trial"]
         losses, gradient, hessian = _derivatives(z, y, trial)
         total = await peers.sum(
             "newton",
-            {"losses": exact.sum_limbs(losses), "gradient": gradient * unit, "hessian": hessian[upper] * unit},
+            {
+                "rows": np.array([y.size]),
+                "losses": exact.sum_limbs(losses),
+                "gradient": gradient * unit,
+                "hessian": hessian[upper] * unit,
+            },
         )
-        objective = exact.sum_of(total["losses"]) / rows + math.fsum((penalty * trial * trial).tolist()) / 2
-        best = state["objective"]
+        summed, survivors = int(total["rows"][0]), list(total.survivors)
+        if not summed:
+            raise DataError(f"{', '.join(survivors)} have no row")
+        objective = exact.sum_of(total["losses"]) / summed + math.fsum((penalty * trial * trial).tolist()) / 2
+        best = state["objective"] if survivors == state["survivors"] else math.inf
+        state["survivors"] = survivors
         if objective <= best + 1e-4 * state["step"] * state["slope"] + FLAT * (1 + best):
-            slopes = total["gradient"] / (unit * rows) + penalty * trial
+            slopes = total["gradient"] / (unit * summed) + penalty * trial
             curvature = np.diag(penalty)
-            curvature[lower] += total["hessian"] / (unit * rows)
+            curvature[lower] += total["hessian"] / (unit * summed)
             direction = -solve(curvature, slopes)
             state["weights"], state["objective"], state["gradient"] = trial, objective, float(np.abs(slopes).max())
             state["direction"], state["slope"] = direction, math.fsum((slopes * direction).tolist())

@@ -31,9 +31,17 @@ def talk(**declared: Any) -> Any:
             "note": Open("guest", "host", "a note"),
             "reply": Open("host", "guest", "its answer"),
             "sum": Sum("a sum", per_turn=9),
+            "clipped": Sum("a sum of clipped values", clip=0.5, bits=20),
             "same": Agreed("a value"),
         },
     )
+
+
+@talk()
+async def clipped(peers: Peers, params: Numbers) -> dict[str, Any]:
+    """A sum with chance in it."""
+    total = await peers.sum("clipped", {"x": np.linspace(-1, 1, 200_000), "n": np.array(params.count)})
+    return {"report": Report({"x": total["x"][:3], "n": total["n"]})}
 
 
 @talk(inputs={"table": Table, "model": Model})

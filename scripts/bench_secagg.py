@@ -1,0 +1,223 @@
+"""CPU seconds of a secure sum: fedpeer's SA1 against the SecAgg+ functions of Flower, unmodified.
+
+Two lines for each size; the sides alternate, the medians count.
+
+* *same*: what a round of SecAgg+ does, for all n parties, in one process: keys, shares for the same k neighbours, one
+  masked vector each, the sum, one recovery. Ours also signs and verifies every share, which SecAgg+ does not: that
+  time is not in this line (--json tells it).
+* *path*: one peer doing everything that it does in a sum of n with n neighbours each: every message parsed, verified
+  and answered, votes, shares, masks, digests, its slice added up, unmasking; against one client of Flower and its
+  server. Beside it the floor: what no implementation of SA1 can do without (the bytes of its masks, the signatures it
+  verifies, the elements it packs and unpacks, at the rates measured in the same run), how many times that the path is
+  without turning values into integers and back, and what the peer sends, against what the protocol says.
+
+Both sides turn the same float32 values into integers and the sum back into means, and check these. CPU seconds are of
+the whole process, all threads. Flower runs in an environment of its own, .bench/peer, made by the first run.
+
+    ./scripts/bench secagg [--json] [--plot docs/secagg.svg]
+
+--plot draws how the cost of a peer grows with n and d instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+from secagg_case import Case, fingerprint
+from secagg_ours import Recording, same_work, signing_key
+
+from fedpeer.aggregation import vectors
+from fedpeer.crypto import STREAM_SLACK, aegis256_into, verify
+
+RUNS = 5
+CASES = [Case(10, 1_000_000, 0), Case(50, 1_000_000, 3), Case(100, 100_000, 3)]
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "requirements-bench.lock"
+GROWTH = {"n": [(n, 100_000) for n in (5, 10, 20, 30, 50, 70, 100)], "d": [(10, d * 10_000) for d in (1, 10, 100, 400)]}
+
+
+# the other side
+
+
+def peer_python() -> Path:
+    """The interpreter of the environment of what we are compared with; made when its lock has changed."""
+    folder = ROOT / ".bench" / "peer"
+    python, stamp = folder / "bin" / "python", folder / "lock.sha256"
+    wanted = hashlib.sha256(LOCK.read_bytes()).hexdigest()
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        print("bench: installing what we are compared with into .bench/peer (once)", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--require-hashes"]
+        subprocess.run([*pip, "-r", LOCK], check=True)
+        stamp.write_text(wanted)
+    return python
+
+
+class Flower:
+    """A process that does rounds of SecAgg+."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [peer_python(), ROOT / "scripts" / "secagg_flower.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Flower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(self, case: Case) -> dict[str, float]:
+        """CPU seconds by stage."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([case.n, case.d, case.drop]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"bench: Flower's side ended with {self._process.wait()}; its error stands above")
+        said = json.loads(line)
+        assert said["fingerprint"] == fingerprint(case), "the two sides had different values"
+        seconds: dict[str, float] = said["seconds"]
+        return seconds
+
+
+def whole_round(seconds: dict[str, float]) -> float:
+    return sum(seconds.values())
+
+
+def client_and_server(seconds: dict[str, float], n: int) -> float:
+    server = sum(value for stage, value in seconds.items() if stage.startswith("server"))
+    return server + (sum(seconds.values()) - server) / n
+
+
+# the floor
+
+
+def seconds_of(action: Callable[[], object], times: int) -> float:
+    """CPU seconds of one call, on average."""
+    action()
+    begun = process_time()
+    for _ in range(times):
+        action()
+    return (process_time() - begun) / times
+
+
+def floor(recording: Recording) -> float:
+    """CPU seconds for the masks, signatures and packing of a peer, at the rates of this moment."""
+    d, u, s = recording.d, recording.case.n, recording.survivors
+    segment = np.zeros(vectors.SEGMENT, np.uint32)
+    buffer = bytearray(4 * vectors.SEGMENT + STREAM_SLACK)
+
+    def mask() -> None:
+        aegis256_into(bytes(32), bytes(32), buffer, 4 * vectors.SEGMENT)
+        np.add(segment, np.frombuffer(buffer, np.uint32, vectors.SEGMENT), out=segment)
+
+    key, body = signing_key(0), bytes(180)
+    signature = key.sign("PREVOTE", body)
+    packed = vectors.pack(segment, 24)
+    masked = u + s + (u - s) * s
+    return (
+        masked * d / vectors.SEGMENT * seconds_of(mask, 50)
+        + recording.signatures * seconds_of(lambda: verify(key.public, "PREVOTE", body, signature), 200)
+        + (2 + 1 / u) * d / vectors.SEGMENT * seconds_of(lambda: vectors.pack(segment, 24), 20)
+        + (1 + s / u) * d / vectors.SEGMENT * seconds_of(lambda: vectors.add_packed(segment, packed, 24), 20)
+    )
+
+
+def bytes_expected(case: Case) -> float:
+    """What the protocol says that a party sends, on average, at 24 bits an element (SA1, version 1, section 13)."""
+    n, alive = case.n, len(case.alive)
+    scatter, gather = 3 * (n - 1) / n * case.d * alive / n, 3 * (n - 1) / n * case.d
+    return scatter + gather + n * (2000 + 21 * n) + (n - 1) * 460 + case.drop * n * 136
+
+
+# what is printed
+
+
+def measure(case: Case, flower: Flower, runs: int = RUNS) -> list[dict[str, Any]]:
+    """The two lines of a case."""
+    recording = Recording(case)
+    runs_of: defaultdict[str, list[float]] = defaultdict(list)
+    for _ in range(runs):
+        ours, path, peer = same_work(case), recording.replay(), flower.run(case)
+        runs_of["signatures"].append(ours.pop("signatures"))
+        runs_of["same"].append(sum(ours.values()))
+        runs_of["path"].append(sum(path.values()))
+        runs_of["distance"].append((sum(path.values()) - path["quantise"]) / (least := floor(recording)))
+        runs_of["floor"].append(least)
+        runs_of["peer same"].append(whole_round(peer))
+        runs_of["peer path"].append(client_and_server(peer, case.n))
+    of = {name: statistics.median(measured) for name, measured in runs_of.items()}
+    lines: list[dict[str, Any]] = [
+        {"case": f"{case.name} {which}", "ours": of[which], "peer": of[f"peer {which}"]} for which in ("same", "path")
+    ]
+    for line in lines:
+        line["ratio"] = line["peer"] / line["ours"]
+    lines[0]["signatures"] = of["signatures"]
+    lines[1] |= {
+        "floor": of["floor"],
+        "distance": of["distance"],
+        "bytes": recording.sent,
+        "bytes_expected": bytes_expected(case),
+    }
+    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in x.items()} for x in lines]
+
+
+def growth() -> dict[str, list[dict[str, float]]]:
+    """CPU seconds and bytes sent of one peer, as n grows and as d grows."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for axis, sizes in GROWTH.items():
+        for n, d in sizes:
+            recording = Recording(Case(n, d, 0))
+            seconds = [sum(recording.replay().values()) for _ in range(3)]
+            floors = [floor(recording) for _ in range(3)]
+            point = {"seconds": statistics.median(seconds), "floor": statistics.median(floors)}
+            found.setdefault(axis, []).append({"n": n, "d": d, "bytes": recording.sent, **point})
+            print(f"n={n} d={d}: {point['seconds']:.3f} s, floor {point['floor']:.3f} s, {recording.sent:,.0f} bytes")
+    return found
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--json", action="store_true", help="end with one JSON object")
+    arguments.add_argument("--plot", type=Path, metavar="FILE", help="draw how the cost grows, instead")
+    options = arguments.parse_args()
+    if options.plot:
+        drawing = [peer_python(), ROOT / "scripts" / "secagg_plot.py", options.plot]
+        subprocess.run(drawing, input=json.dumps(growth()), text=True, check=True)
+        return
+    cases: list[dict[str, Any]] = []
+    print(f"secagg: CPU seconds, medians of {RUNS} alternated runs")
+    print(
+        f"{'case':>27} {'fedpeer':>8} {'Flower':>8} {'ratio':>6} {'floor':>7} {'x floor':>7} {'MB sent':>8} {'said':>6}"
+    )
+    with Flower() as flower:
+        for case in CASES:
+            for line in measure(case, flower):
+                shown = f"{line['case']:>27} {line['ours']:>8.3f} {line['peer']:>8.3f} {line['ratio']:>6.1f}"
+                if "floor" in line:
+                    shown += f" {line['floor']:>7.3f} {line['distance']:>7.2f}"
+                    shown += f" {line['bytes'] / 1e6:>8.3f} {line['bytes_expected'] / 1e6:>6.3f}"
+                print(shown, flush=True)
+                cases.append(line)
+    if options.json:
+        print(json.dumps({"bench": "secagg", "cases": cases}))
+
+
+if __name__ == "__main__":
+    main()
