@@ -183,7 +183,7 @@ class World:
         profile: Profile | None = None,
         faults: Faults | None = None,
         sums: list[Sum] | None = None,
-        core: Callable[[Setting, SigningKey, Callable[[int], bytes], Mapping[bytes, bytes]], Party] = Party,
+        core: Callable[..., Party] = Party,
     ) -> None:
         rng = random.Random(f"{seed} plan")
         size = n or rng.choices((3, 4, 5, 6, 7, 8, 11), (10, 45, 30, 8, 4, 2, 1))[0]
@@ -287,7 +287,8 @@ class World:
         node.life += 1
         self._perhaps_over = True
         tables = node.disk.tables
-        node.core = core = self.make(self._setting(node), self.keys[node.party], node.random, dict(tables["kept"]))
+        setting, key = self._setting(node), self.keys[node.party]
+        node.core = core = self.make(setting, key, node.random, dict(tables["kept"]), tuple(tables["lost"]))
         for signed, _to in tables["said"].values():
             core.add(signed, logged=True)
         for signed in tables["heard"].values():
@@ -448,6 +449,10 @@ class World:
         ask = self._request(node, sum_)
         self._write(node, ("asks", sum_.name, ask))
         assert node.core is not None
+        if node.core.overflowed:  # what was far ahead then may be wanted now
+            node.core.overflowed = False
+            for signed in node.disk.tables["heard"].values():
+                node.core.add(signed)
         node.core.ask(ask, self.now)
         if self.honest(node.party):
             first = self.asked.setdefault(sum_.name, ask)
@@ -586,6 +591,7 @@ class World:
         if node.number == letter.author:
             if self._lacks(node, letter):  # still; it may have said the same again
                 self.returned.append((self.now, node.party, letter.signed.sid))
+                node.disk.write([("lost", letter.signed.sid, True)])
         else:
             letter.holders.add(node.number)
             node.disk.write([("heard", letter.signed.digest, letter.signed)])
