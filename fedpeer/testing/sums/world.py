@@ -709,6 +709,10 @@ class World:
         ends = {node.party: end for node in here if (end := node.ends().get(sum_.name)) and end.status == "SUM"}
         if len({(end.survivors, end.sum_hash) for end in ends.values()}) > 1:
             yield f"{sum_.name}: parties have different totals: {ends}"
+        for node in here:
+            other = node.ends().get(sum_.name)
+            if other is not None and other.status != "SUM" and len(ends) >= self.profile.q:
+                yield f"{sum_.name}: {other.status} at party {node.party}, though {sorted(ends)} have the total"
         for party, end in ends.items():
             if len(end.survivors) < self.profile.m_min:
                 yield f"{sum_.name}: party {party} took a sum of {sorted(end.survivors)}, which are too few"
