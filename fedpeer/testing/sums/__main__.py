@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         for outcome in pool.map(simulate_calm if chosen.calm else simulate, seeds, chunksize=4):
             tally.add(outcome)
             for failure in outcome.failures[:3]:
-                progress.console.print(f"seed {outcome.seed}: {failure}", style="red", markup=False)
+                progress.console.print(f"seed {outcome.seed}: {failure}", style="red", markup=False, soft_wrap=True)
             progress.update(task, advance=1, failed=len(tally.failed))
             if tally.failed and chosen.stop:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(_table(tally))
     wrong = tally.wrong(shares=not chosen.calm and not chosen.stop)
     for line in wrong:
-        console.print(line, style="red", markup=False)
+        console.print(line, style="red", markup=False, soft_wrap=True)
     if tally.failed:
         console.print(f"to repeat it:  {command(tally.failed[0])}", markup=False)
     return 1 if wrong else 0
