@@ -71,7 +71,8 @@ class Starting:
         contributors = frozenset(chosen)
         if len(contributors) < self.seat.profile.m_min or (self.seat.pin is not None and contributors != self.seat.pin):
             return None
-        if self.seat.pin is None and contributors != frozenset(range(self.seat.n)) - avoided:
+        missing = frozenset(range(self.seat.n)) - avoided - contributors
+        if self.seat.pin is None and any(not self._is_away(party) for party in missing):
             patience = self.seat.here.setting.stall_s / 2 if self.seat.data and self.seat.seq == 0 else READY_S
             if not self.seat.due(now, self.seat.since("ready", now) + patience):
                 return None
@@ -88,6 +89,10 @@ class Starting:
             pin,
             self.seat.prev,
         ]
+
+    def _is_away(self, party: int) -> bool:
+        """It was left out last time and has not been heard of here: it was waited for once. Not in a data group."""
+        return not self.seat.data and party in self.seat.here.away and not self.seat.board.says("ADVERTISE", party)
 
     def valid(self, raw: list[Any]) -> bool:
         value = self.seat.value(START, raw)
@@ -118,6 +123,7 @@ class Starting:
         pin = None if value.pin is None else parties_of(value.pin, self.seat.n)
         ctx = context(self.seat.sid, value.model, value.params, contributors, owners, value.root, pin)
         self.seat.fixed = Fixed(contributors, owners, pin, value.model, value.params, ctx, adverts)
+        self.seat.here.away = frozenset(range(self.seat.n)) - contributors
         self.seat.since("started", now)
         self.seat.note(step, "started", contributors=contributors)
         return True
