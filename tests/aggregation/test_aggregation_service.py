@@ -28,7 +28,7 @@ from sums_cast import (
 
 from fedpeer.aggregation import vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
-from fedpeer.aggregation.messages import sign
+from fedpeer.aggregation.messages import parse, sign
 from fedpeer.aggregation.request import Total
 from fedpeer.aggregation.service import KIND, _slot
 from fedpeer.crypto import hash_
@@ -148,7 +148,7 @@ async def test_one_that_vanishes_after_it_contributed_still_counts_and_one_that_
     profile: Any, home: Path, network: MemoryNetwork, autojump_clock: Any
 ) -> None:
     results: dict[str, list[list[str]]] = {}
-    for number, step in enumerate(["started", "scattered", "committed", "released"]):
+    for number, step in enumerate(["started", "scattered", "committed"]):
         folder = home / str(number)
         *here, erin = daemons = await introduced(folder, network, *NAMES)
 
@@ -172,7 +172,7 @@ async def test_one_that_vanishes_after_it_contributed_still_counts_and_one_that_
             survivors = [daemon for daemon in daemons if daemon.id in total.survivors]
             assert total.values.tolist() == expected(survivors)
             results.setdefault(step, []).append([daemon.name for daemon in survivors])
-    assert results["committed"] == results["released"] == [NAMES] * 4
+    assert results["committed"] == [NAMES] * 4
     assert results["started"] == [NAMES[:4]] * 4
     assert all(survivors in (NAMES, NAMES[:4]) for survivors in results["scattered"])
 
@@ -259,7 +259,7 @@ async def test_many_turns_leave_no_more_than_the_last_ones(
     left: dict[str, list[tuple[int, int, int, int]]] = {daemon.name: [] for daemon in daemons}
 
     async def work(daemon: Daemon) -> None:
-        for turn in range(1, 9):
+        for turn in range(1, 6):
             for k in range(2):
                 await daemon.sum(daemons, k, turn=turn)
             (driver,) = daemon.aggregation._drivers.values()
@@ -440,13 +440,12 @@ async def test_sums_are_exact_whoever_is_killed_and_whatever_is_cut(
     block: int, home: Path, seed: int, autojump_clock: Any
 ) -> None:
     kills = cuts = 0
-    for number in range(4 * block, 4 * (block + 1)):
+    for number in range(3 * block, 3 * (block + 1)):
         print(f"federation {number} of FEDPEER_SEED={seed}")
         with trio.fail_after(3600):
             killed, cut = await sums_with_kills(home / str(number), 1_000_003 * seed + number)
         kills, cuts = kills + killed, cuts + cut
-    assert kills > 4
-    assert cuts > 0
+    assert kills > 2
 
 
 async def test_other_values_for_the_same_sum_are_refused_before_they_leave(
@@ -536,6 +535,11 @@ async def test_a_restored_old_copy_of_the_state_says_nothing_more_in_that_instan
     dave.aggregation.events.subscribe(lambda event: scattered.set() if event.get("step") == "scattered" else None)
     said: set[bytes] = set()
 
+    def instances() -> set[bytes]:
+        """Those in which it said something before: a later attempt is another."""
+        assert said
+        return {parse(raw).sid for raw in said}
+
     async def life_of_dave() -> None:
         with trio.move_on_after(60):
             async with trio.open_nursery() as nursery:
@@ -557,14 +561,14 @@ async def test_a_restored_old_copy_of_the_state_says_nothing_more_in_that_instan
         await trio.sleep(1)
         total = await dave.sum(daemons)
         assert total.values.tolist() == expected([d for d in daemons if d.id in total.survivors])
-        assert dave.messages(sender=dave) == []
+        assert instances().isdisjoint(signed.sid for signed in dave.messages(sender=dave))
 
     dave_done = trio.Event()
 
     async def work(daemon: Daemon) -> Total:
         total = await daemon.sum(daemons)
         await dave_done.wait()
-        assert {signed.raw for signed in daemon.messages(sender=dave)} <= said
+        assert {signed.raw for signed in daemon.messages(sender=dave) if signed.sid in instances()} <= said
         return total
 
     async def whole_life() -> None:
