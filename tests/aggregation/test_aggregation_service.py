@@ -256,6 +256,7 @@ async def test_many_turns_leave_no_more_than_the_last_ones(
     home: Path, network: MemoryNetwork, autojump_clock: Any
 ) -> None:
     daemons = await introduced(home, network, *NAMES[:4])
+    old: dict[str, dict[tuple[str, str], bytes]] = {}
     left: dict[str, list[tuple[int, int, int, int]]] = {daemon.name: [] for daemon in daemons}
 
     async def work(daemon: Daemon) -> None:
@@ -263,6 +264,7 @@ async def test_many_turns_leave_no_more_than_the_last_ones(
             for k in range(2):
                 await daemon.sum(daemons, k, turn=turn)
             (driver,) = daemon.aggregation._drivers.values()
+            old.setdefault(daemon.name, dict(daemon.mesh.held(CONTRACT, KIND)))
             await trio.sleep(40)  # neighbours looked around: what is over did not come back
             left[daemon.name].append(
                 (
@@ -272,6 +274,14 @@ async def test_many_turns_leave_no_more_than_the_last_ones(
                     len(driver._paths),
                 )
             )
+
+        before = daemon.mesh.held(CONTRACT, KIND)
+        other = daemons[0] if daemon is daemons[1] else daemons[1]
+        for (slot, sender), body in old[other.name].items():  # as from one that was away and has it still
+            if sender == other.id and not slot.count("/SCATTER/") + slot.count("/SHARE/"):
+                record = records.seal(records.Record(CONTRACT, KIND, slot, sender, body))
+                await daemon.mesh.record_came(daemon.mesh.sessions[other.id], record.raw)
+        assert daemon.mesh.held(CONTRACT, KIND).keys() == before.keys()
 
     assert await together(daemons, work) == [None] * 4
     for counts in left.values():
@@ -552,11 +562,18 @@ async def test_a_restored_old_copy_of_the_state_says_nothing_more_in_that_instan
                 path.unlink()
         for path, data in copy.items():
             path.write_bytes(data)
-        for _ in range(2):  # and as well after another restart
+        for alone in (False, True):  # and as well after another restart, before it hears of anybody
+            for daemon in here:
+                (network.cut if alone else network.heal)("dave", daemon.name)
             dave.open()
-            await dave.live(partial(restored, dave))
+            await dave.live(partial(restored, dave, alone))
 
-    async def restored(dave: Daemon) -> None:
+    async def restored(dave: Daemon, alone: bool) -> None:
+        if alone:
+            with trio.move_on_after(60):
+                await dave.sum(daemons)
+            assert instances().isdisjoint(signed.sid for signed in dave.messages(sender=dave))
+            return
         await until(lambda: len(dave.mesh.sessions) == 3)
         await trio.sleep(1)
         total = await dave.sum(daemons)
