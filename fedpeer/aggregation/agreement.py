@@ -206,7 +206,7 @@ class Agreement:
         drafts: list[Draft] = []
         if self.view > 0 and not self.started:
             self.start(now)
-        while not self._decide():
+        while not self.decide():
             if self._follow(now):
                 continue
             draft = self._propose(held, propose) or self._prevote(valid, held) or self._precommit(held)
@@ -217,7 +217,7 @@ class Agreement:
                 break
         return drafts
 
-    def _decide(self) -> bool:
+    def decide(self) -> bool:
         """PROPOSAL(v, x) and q PRECOMMIT(v, id x), any v: decide x."""
         for id_, view in self._quorums.items():
             if self.decided is None and id_ in self._values:

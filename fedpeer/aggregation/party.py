@@ -97,7 +97,10 @@ class Party:
         group.wake_at = now
 
     def add(self, signed: Signed, *, logged: bool = False) -> None:
-        """Take in a verified message. `logged`: it is ours, from our own log."""
+        """Take in a verified message. `logged`: it is ours, from our own log.
+
+        Of ours that our log lacks nothing is said any more in its instance; how that ends is still understood.
+        """
         if signed.sender == self.setting.me:
             if logged:
                 self._log.add(signed.digest)
@@ -105,7 +108,6 @@ class Party:
                 self.lost.add(signed.sid)
                 if signed.sid in self._instances:
                     self._instances[signed.sid].seat.muted = True
-                return
         instance = self._instances.get(signed.sid)
         if instance is not None:
             self._put(instance, signed)
