@@ -69,7 +69,7 @@ def _one(seed: int, console: Console) -> int:
         f"fingerprint: {outcome.fingerprint.hex()}",
         *outcome.failures,
     ):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if outcome.failures else 0
 
 

@@ -183,7 +183,6 @@ class World:
         profile: Profile | None = None,
         faults: Faults | None = None,
         sums: list[Sum] | None = None,
-        core: Callable[..., Party] = Party,
     ) -> None:
         rng = random.Random(f"{seed} plan")
         size = n or rng.choices((3, 4, 5, 6, 7, 8, 11), (10, 45, 30, 8, 4, 2, 1))[0]
@@ -194,7 +193,6 @@ class World:
         self.faults = faults if faults is not None else draw(rng, self.profile)
         self.gone = self.faults.gone
         self.rng = random.Random(f"{seed} run")
-        self.make = core
         self.contract = hash_("fp.sim.contract", str(seed).encode())
         self.keys = [SigningKey(Secret(hash_("fp.sim.key", f"{seed} {i}".encode()))) for i in range(self.n)]
         twins = [party for party, liar in sorted(self.faults.liars.items()) if liar.twin]
@@ -288,7 +286,7 @@ class World:
         self._perhaps_over = True
         tables = node.disk.tables
         setting, key = self._setting(node), self.keys[node.party]
-        node.core = core = self.make(setting, key, node.random, dict(tables["kept"]), tuple(tables["lost"]))
+        node.core = core = Party(setting, key, node.random, dict(tables["kept"]), tuple(tables["lost"]))
         for signed, _to in tables["said"].values():
             core.add(signed, logged=True)
         for signed in tables["heard"].values():
