@@ -3,12 +3,13 @@
 Two lines for each size; the sides alternate, the medians count.
 
 * *same*: what a round of SecAgg+ does, for all n parties, in one process: keys, shares for the same k neighbours, one
-  masked vector each, the sum, one recovery. Ours signs and checks every share as well.
+  masked vector each, the sum, one recovery. Ours also signs and verifies every share, which SecAgg+ does not: that
+  time is not in this line (--json tells it).
 * *path*: one peer doing everything that it does in a sum of n with n neighbours each: every message parsed, verified
   and answered, votes, shares, masks, digests, its slice added up, unmasking; against one client of Flower and its
   server. Beside it the floor: what no implementation of SA1 can do without (the bytes of its masks, the signatures it
-  verifies, the elements it packs and unpacks, at the rates measured in the same run), and what the peer sends, against
-  what the protocol says.
+  verifies, the elements it packs and unpacks, at the rates measured in the same run), how many times that the path is
+  without turning values into integers and back, and what the peer sends, against what the protocol says.
 
 Both sides turn the same float32 values into integers and the sum back into means, and check these. CPU seconds are of
 the whole process, all threads. Flower runs in an environment of its own, .bench/peer, made by the first run.
@@ -21,15 +22,17 @@ the whole process, all threads. Flower runs in an environment of its own, .bench
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from secagg_case import Case, fingerprint
@@ -42,7 +45,7 @@ RUNS = 5
 CASES = [Case(10, 1_000_000, 0), Case(50, 1_000_000, 3), Case(100, 100_000, 3)]
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements-bench.lock"
-GROWTH = {"n": [(n, 100_000) for n in (5, 10, 20, 30, 50, 70, 100)], "d": [(10, d * 10_000) for d in (1, 10, 100, 400)]}
+GROWTH = {"n": [(n, 100_000) for n in (5, 10, 20, 40, 70, 100)], "d": [(10, d * 10_000) for d in (1, 10, 100, 400)]}
 
 
 # the other side
@@ -81,7 +84,8 @@ class Flower:
 
     def run(self, case: Case) -> dict[str, float]:
         """CPU seconds by stage."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([case.n, case.d, case.drop]) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -114,9 +118,27 @@ def seconds_of(action: Callable[[], object], times: int) -> float:
     return (process_time() - begun) / times
 
 
-def floor(recording: Recording) -> float:
-    """CPU seconds for the masks, signatures and packing of a peer, at the rates of this moment."""
-    d, u, s = recording.d, recording.case.n, recording.survivors
+class Least(NamedTuple):
+    """What no party of a sum can do without."""
+
+    masked: float
+    """elements that a mask is put on or taken off"""
+    signatures: int
+    packed: float
+    """elements"""
+    unpacked: float
+
+
+def least(recording: Recording) -> Least:
+    """A mask with each contributor, one of each survivor, one of each survivor with each who is gone; the vector, a
+    slice of the sum and the total packed, slices of the survivors and the sum unpacked."""
+    d, n, survivors = recording.d, recording.case.n, recording.survivors
+    masks = n + survivors + (n - survivors) * survivors
+    return Least(masks * d, recording.signatures, d + d / n + d, survivors * d / n + d)
+
+
+def floor(work: Least) -> float:
+    """CPU seconds for it, at the rates of this moment."""
     segment = np.zeros(vectors.SEGMENT, np.uint32)
     buffer = bytearray(4 * vectors.SEGMENT + STREAM_SLACK)
 
@@ -127,19 +149,19 @@ def floor(recording: Recording) -> float:
     key, body = signing_key(0), bytes(180)
     signature = key.sign("PREVOTE", body)
     packed = vectors.pack(segment, 24)
-    masked = u + s + (u - s) * s
     return (
-        masked * d / vectors.SEGMENT * seconds_of(mask, 50)
-        + recording.signatures * seconds_of(lambda: verify(key.public, "PREVOTE", body, signature), 200)
-        + (2 + 1 / u) * d / vectors.SEGMENT * seconds_of(lambda: vectors.pack(segment, 24), 20)
-        + (1 + s / u) * d / vectors.SEGMENT * seconds_of(lambda: vectors.add_packed(segment, packed, 24), 20)
+        work.masked / vectors.SEGMENT * seconds_of(mask, 50)
+        + work.signatures * seconds_of(lambda: verify(key.public, "PREVOTE", body, signature), 200)
+        + work.packed / vectors.SEGMENT * seconds_of(lambda: vectors.pack(segment, 24), 20)
+        + work.unpacked / vectors.SEGMENT * seconds_of(lambda: vectors.add_packed(segment, packed, 24), 20)
     )
 
 
 def bytes_expected(case: Case) -> float:
-    """What the protocol says that a party sends, at 24 bits an element (SA1, version 1, section 13)."""
-    n = case.n
-    return 6 * (n - 1) / n * case.d + n * (2000 + 21 * n) + (n - 1) * 460 + case.drop * n * 136
+    """What the protocol says that a party sends, on average, at 24 bits an element (SA1, version 1, section 13)."""
+    n, alive = case.n, len(case.alive)
+    scatter, gather = 3 * (n - 1) / n * case.d * alive / n, 3 * (n - 1) / n * case.d
+    return scatter + gather + n * (2000 + 21 * n) + (n - 1) * 460 + case.drop * n * 136
 
 
 # what is printed
@@ -148,12 +170,15 @@ def bytes_expected(case: Case) -> float:
 def measure(case: Case, flower: Flower, runs: int = RUNS) -> list[dict[str, Any]]:
     """The two lines of a case."""
     recording = Recording(case)
-    runs_of: dict[str, list[float]] = {"same": [], "path": [], "peer same": [], "peer path": [], "floor": []}
+    runs_of: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(runs):
-        runs_of["same"].append(sum(same_work(case).values()))
-        runs_of["path"].append(sum(recording.replay().values()))
-        runs_of["floor"].append(floor(recording))
-        peer = flower.run(case)
+        gc.collect()  # what the run before left is not this one's
+        ours, path, peer = same_work(case), recording.replay(), flower.run(case)
+        runs_of["signatures"].append(ours.pop("signatures"))
+        runs_of["same"].append(sum(ours.values()))
+        runs_of["path"].append(sum(path.values()))
+        runs_of["floor"].append(floor(least(recording)))
+        runs_of["distance"].append((sum(path.values()) - path["quantise"]) / runs_of["floor"][-1])
         runs_of["peer same"].append(whole_round(peer))
         runs_of["peer path"].append(client_and_server(peer, case.n))
     of = {name: statistics.median(measured) for name, measured in runs_of.items()}
@@ -162,9 +187,10 @@ def measure(case: Case, flower: Flower, runs: int = RUNS) -> list[dict[str, Any]
     ]
     for line in lines:
         line["ratio"] = line["peer"] / line["ours"]
+    lines[0]["signatures"] = of["signatures"]
     lines[1] |= {
         "floor": of["floor"],
-        "distance": of["path"] / of["floor"],
+        "distance": of["distance"],
         "bytes": recording.sent,
         "bytes_expected": bytes_expected(case),
     }
@@ -177,8 +203,10 @@ def growth() -> dict[str, list[dict[str, float]]]:
     for axis, sizes in GROWTH.items():
         for n, d in sizes:
             recording = Recording(Case(n, d, 0))
-            seconds = [sum(recording.replay().values()) for _ in range(3)]
-            floors = [floor(recording) for _ in range(3)]
+            gc.collect()
+            paths = [recording.replay() for _ in range(3)]
+            seconds = [sum(path.values()) - path["quantise"] for path in paths]
+            floors = [floor(least(recording)) for _ in range(3)]
             point = {"seconds": statistics.median(seconds), "floor": statistics.median(floors)}
             found.setdefault(axis, []).append({"n": n, "d": d, "bytes": recording.sent, **point})
             print(f"n={n} d={d}: {point['seconds']:.3f} s, floor {point['floor']:.3f} s, {recording.sent:,.0f} bytes")
@@ -191,12 +219,15 @@ def main() -> None:
     arguments.add_argument("--plot", type=Path, metavar="FILE", help="draw how the cost grows, instead")
     options = arguments.parse_args()
     if options.plot:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
         drawing = [peer_python(), ROOT / "scripts" / "secagg_plot.py", options.plot]
         subprocess.run(drawing, input=json.dumps(growth()), text=True, check=True)
         return
     cases: list[dict[str, Any]] = []
     print(f"secagg: CPU seconds, medians of {RUNS} alternated runs")
-    print(f"{'case':>27} {'fedpeer':>8} {'Flower':>8} {'ratio':>6} {'floor':>7} {'x floor':>7} {'MB sent':>8} {'said':>6}")
+    print(
+        f"{'case':>27} {'fedpeer':>8} {'Flower':>8} {'ratio':>6} {'floor':>7} {'x floor':>7} {'MB sent':>8} {'said':>6}"
+    )
     with Flower() as flower:
         for case in CASES:
             for line in measure(case, flower):

@@ -35,6 +35,7 @@ def changed_lines(patch: Path) -> int:
 
 def plant(patch: Path, folder: Path) -> None:
     """A copy of the package in `folder`, with the bug. Raises CalledProcessError if the patch does not fit."""
+    folder.mkdir(exist_ok=True)
     shutil.copytree(ROOT / "fedpeer", folder / "fedpeer", ignore=shutil.ignore_patterns("__pycache__"))
     command = ["git", "apply", str(patch)]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
@@ -58,10 +59,15 @@ def found(patch: Path, seeds: int) -> str:
         folder = Path(name)
         plant(patch, folder)
         calm = simulate(folder, "--seeds", "4", "--calm", "--stop")
-        assert calm.returncode == 0, f"it breaks what has no faults:\n{calm.stdout}{calm.stderr}"
+        assert calm.returncode == 0, f"it breaks what has no faults: {_head(calm)}"
         stormy = simulate(folder, "--seeds", str(seeds), "--stop")
-        assert stormy.returncode == 1, f"not found within {seeds} seeds:\n{stormy.stdout}{stormy.stderr}"
-        return next(line for line in stormy.stdout.splitlines() if line.startswith("seed "))
+        assert stormy.returncode == 1, f"not found within {seeds} seeds"
+        return _head(stormy)
+
+
+def _head(ran: subprocess.CompletedProcess[str]) -> str:
+    """The first failure that a run tells of."""
+    return "\n".join(f"{ran.stdout}{ran.stderr}".splitlines()[:2])
 
 
 def main() -> int:
@@ -79,7 +85,7 @@ def main() -> int:
         except (AssertionError, subprocess.CalledProcessError) as error:
             how, style, missed = f"{error} {getattr(error, 'stdout', '') or ''}", "red", missed + 1
         console.print(f"{patch.stem} ({time.monotonic() - started:.0f} s): ", style=style, end="")
-        console.print(how, markup=False, highlight=False)
+        console.print(how, markup=False, highlight=False, soft_wrap=True)
     return 1 if missed else 0
 
 

@@ -16,7 +16,7 @@ mpl.rcParams |= {"svg.hashsalt": "fedpeer", "svg.fonttype": "none", "font.size":
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-AXES = {"n": ("organizations (d = 100,000 values)", 1), "d": ("values (n = 10 organizations)", 1)}
+AXES = {"n": "organizations (d = 100,000 values)", "d": "values (n = 10 organizations)"}
 
 
 def draw(measured: dict[str, list[dict[str, Any]]], path: str) -> None:
@@ -24,7 +24,9 @@ def draw(measured: dict[str, list[dict[str, Any]]], path: str) -> None:
     for panel, (axis, points) in zip(panels, measured.items(), strict=True):
         at = [point[axis] for point in points]
         panel.plot(at, [point["seconds"] for point in points], "o-", color="#1f5fa8", label="CPU seconds of one peer")
-        panel.plot(at, [point["floor"] for point in points], ":", color="#1f5fa8", label="floor: masks, signatures, packing")
+        panel.plot(
+            at, [point["floor"] for point in points], ":", color="#1f5fa8", label="floor: masks, signatures, packing"
+        )
         sent = panel.twinx()
         sent.plot(at, [point["bytes"] / 1e6 for point in points], "s--", color="#b0552b", label="MB sent by one peer")
         if axis == "d":
@@ -34,14 +36,13 @@ def draw(measured: dict[str, list[dict[str, Any]]], path: str) -> None:
         else:
             panel.set_ylim(0)
             sent.set_ylim(0)
-        panel.set_xlabel(AXES[axis][0])
+        panel.set_xlabel(AXES[axis])
         panel.set_ylabel("CPU seconds")
         sent.set_ylabel("MB")
         panel.spines["top"].set_visible(False)
         sent.spines["top"].set_visible(False)
-        if axis == "n":
-            handles = panel.get_legend_handles_labels(), sent.get_legend_handles_labels()
-            panel.legend(*map(sum, zip(*handles), ([], [])), frameon=False, loc="upper left")
+    lines = [*panels[0].get_lines(), *sent.get_lines()]
+    figure.legend(handles=lines, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
 
 

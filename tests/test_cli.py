@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 import trio
@@ -34,7 +35,7 @@ from fedpeer.admin.commands import COMMANDS, CardView, StatusView
 from fedpeer.data.catalog import DatasetView
 from fedpeer.errors import DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
-from fedpeer.jobs.views import ErrorView, JobView, LogLine, ModelView, OutputView, ParticipantView, StageView
+from fedpeer.jobs.views import ErrorView, JobView, LogLine, ModelView, OutputView, ParticipantView, StageView, SumsView
 from fedpeer.mesh.roster import PeerView
 
 JOB = "ab12" * 16
@@ -63,6 +64,11 @@ def job_view(state: str = "done", **more: Any) -> JobView:
         ],
         **more,
     )  # fmt: skip
+
+
+def sums_view(**more: Any) -> SumsView:
+    parties = ["clinic", "bank", "shop", "lab"]
+    return SumsView(parties=parties, profile="byz", hidden_among=2, pooling=1, may_be_away=1, **more)
 
 
 def peer_view(ref: str = "bank") -> PeerView:
@@ -446,10 +452,18 @@ def test_a_wait_that_takes_too_long_says_for_whom_the_job_waits(peer: Peer, run:
 
 def test_who_submits_reads_the_id_and_for_whom_the_job_waits(peer: Peer, run: Run, tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text("x")
-    peer.answers["job.submit"].waiting_for = ["clinic", "bank", "shop\x1b"]
+    view = peer.answers["job.submit"]
+    view.waiting_for = ["clinic", "bank", "shop\x1b"]
+    view.stages[0].sums = sums_view()
     code, out, err = run("job", "submit", str(tmp_path / "job.toml"))
     assert (code, out) == (0, f"{JOB}\n")
     assert "it waits for bank, shop\ufffd\n" in err
+    assert (
+        "sums of fit: each one's values are hidden among those of at least 2 organizations, even if 1 of the 4" in err
+    )
+    assert "; 1 may be away\n" in err
+    told = json.loads(run("job", "submit", str(tmp_path / "job.toml"), "--json")[1])["data"]["stages"][0]["sums"]
+    assert (told["hidden_among"], told["may_be_away"], told["pooling"], told["profile"]) == (2, 1, 1, "byz")
 
 
 def test_a_wait_for_a_silent_daemon_ends_with_7(peer: Peer, run: Run) -> None:
@@ -496,6 +510,69 @@ def test_a_watch_is_lines_of_events_until_the_last(peer: Peer, run: Run) -> None
         else:
             assert out.count("progress  stage=fit") == 3
             assert "done=2  of=3  loss=0.5" in out
+
+
+def sum_event(step: str, turn: int, survivors: list[str] | None = None) -> dict[str, Any]:
+    facts = {"topic": f"job:{JOB}", "event": "sum", "stage": "fit", "turn": turn, "k": 0, "step": step}
+    return facts | ({} if survivors is None else {"survivors": survivors})
+
+
+SUMS = [
+    sum_event("started", 1),
+    sum_event("aborted", 1, []),
+    sum_event("started", 1),
+    sum_event("committed", 1, ["fp1a", "fp1b"]),
+    sum_event("total", 1, ["fp1a", "fp1b"]),
+    sum_event("final", 2, ["fp1a", "fp1b"]),
+    sum_event("total", 2, ["fp1a", "fp1b"]),
+    sum_event("total", 3, ["fp1a"]),
+    {"topic": f"job:{JOB}", "event": "done"},
+]
+
+
+def test_lines_tell_of_sums_only_who_is_in_them_when_that_changes_and_what_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = {"event": "state", "job": msgspec.to_builtins(job_view("running"))}
+    screen.watch(iter([first, *SUMS]), lambda: {})
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[-4:]] == [
+        "sum stage=fit turn=1 k=0 step=aborted",
+        "sums over stage=fit turn=1 survivors=clinic, bank�[2J",
+        "sums over stage=fit turn=3 survivors=clinic",
+        "done",
+    ]
+
+
+def test_json_has_every_step_of_a_sum(peer: Peer, run: Run) -> None:
+    peer.answers["job.show"] = lambda: job_view("running")
+
+    def publish() -> None:
+        peer.wait_until_asked("job.show", 3)
+        for message in SUMS[:-1]:
+            facts = {key: value for key, value in message.items() if key not in ("topic", "event")}
+            peer.do(lambda facts=facts: peer.events.publish(f"job:{JOB}", "sum", **facts))
+        peer.answers["job.show"] = lambda: job_view("done")
+        peer.do(lambda: peer.events.publish(f"job:{JOB}", "done"))
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    code, out, _ = run("job", "watch", "ab12", "--json")
+    publisher.join()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, lines[1:-1]) == (0, SUMS[:-1])
+
+
+def test_the_picture_has_a_word_for_what_the_sum_is_at_and_names_who_is_left_out() -> None:
+    from rich.console import Console
+
+    view = job_view("running")
+    view.stages[0].state = "running"
+    view.stages[0].sums = sums_view(turn=4, survivors=["clinic"], left_out={"bank": [2, 4]})
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(screen._picture(msgspec.to_builtins(view), {"fit": screen.SUM_STEPS["opened"]}))
+    said = console.export_text()
+    assert "sum of 1 of 4  taking the masks off" in said
+    assert "fit: left out of the sums 3 turns in a row: bank�[2J" in said
 
 
 def test_the_live_view_is_drawn_on_a_terminal(peer: Peer) -> None:

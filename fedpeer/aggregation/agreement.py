@@ -95,7 +95,8 @@ class _Tally:
 
     def count(self, id_: Id) -> int:
         """How many parties voted for this."""
-        return len(self.ids.get(id_, {}).keys() | self.excess)
+        voters = self.ids.get(id_, {})
+        return len(voters) + len(self.excess - voters.keys())
 
     def signatures(self, id_: Id) -> dict[int, bytes]:
         """Party → signature, ascending."""
@@ -144,9 +145,9 @@ class Agreement:
             self._keep(view, message.value, message.valid_view)
         else:
             self._count(kind, view, party, message.id, signed.signature)
-            signatures = self._tally("PRECOMMIT", view).signatures(message.id)
-            if message.id is not None and len(signatures) >= self._profile.q:
-                self._quorums.setdefault(message.id, view)
+            undecided = kind == "PRECOMMIT" and message.id is not None and message.id not in self._quorums
+            if undecided and len(self._tally(kind, view).signatures(message.id)) >= self._profile.q:
+                self._quorums[message.id] = view
         slot = kind, view, party
         first = self._first.setdefault(slot, signed)
         if first.body != signed.body:
@@ -205,7 +206,7 @@ class Agreement:
         drafts: list[Draft] = []
         if self.view > 0 and not self.started:
             self.start(now)
-        while not self._decide():
+        while not self.decide():
             if self._follow(now):
                 continue
             draft = self._propose(held, propose) or self._prevote(valid, held) or self._precommit(held)
@@ -216,7 +217,7 @@ class Agreement:
                 break
         return drafts
 
-    def _decide(self) -> bool:
+    def decide(self) -> bool:
         """PROPOSAL(v, x) and q PRECOMMIT(v, id x), any v: decide x."""
         for id_, view in self._quorums.items():
             if self.decided is None and id_ in self._values:

@@ -114,7 +114,9 @@ class Instance:
         if self.outcome is not None:
             self._catch_up(step)
             return
-        if not self.seat.muted:
+        if self.seat.muted:
+            self._start.decide()
+        else:
             self._agree_on_start(now, step)
             if self._start.decided is None:
                 self.sharing.set_up(now, step)
@@ -126,14 +128,17 @@ class Instance:
                     self.gathering.add_up(now, step)
             if self.unmasking.total is None:
                 self.gathering.gather(step)
-            if not self.seat.muted:
+            if self.seat.muted:
+                self._commit.decide()
+            else:
                 self._agree_on_commit(now, step)
             self._conclude(now, step)
         self._end(now, step)
 
     def wake_at(self) -> float | None:
         """When `advance` wants to be called again though nothing came."""
-        times = [*self.seat.alarms, *(t for t in (self._start.wake_at(), self._commit.wake_at()) if t is not None)]
+        agreements = () if self.seat.muted else (self._start, self._commit)
+        times = [*self.seat.alarms, *(at for each in agreements if (at := each.wake_at()) is not None)]
         return min(times, default=None) if self.outcome is None else None
 
     def _accuse(self, step: Step) -> None:

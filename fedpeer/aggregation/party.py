@@ -97,7 +97,10 @@ class Party:
         group.wake_at = now
 
     def add(self, signed: Signed, *, logged: bool = False) -> None:
-        """Take in a verified message. `logged`: it is ours, from our own log."""
+        """Take in a verified message. `logged`: it is ours, from our own log.
+
+        Of ours that our log lacks nothing is said any more in its instance; how that ends is still understood.
+        """
         if signed.sender == self.setting.me:
             if logged:
                 self._log.add(signed.digest)
@@ -105,7 +108,6 @@ class Party:
                 self.lost.add(signed.sid)
                 if signed.sid in self._instances:
                     self._instances[signed.sid].seat.muted = True
-                return
         instance = self._instances.get(signed.sid)
         if instance is not None:
             self._put(instance, signed)
@@ -257,7 +259,11 @@ class Party:
         for instance in group.instances:
             found, outcome = instance.result(), instance.outcome
             if found is not None and outcome is not None and outcome.params in group.asks:
-                self._end(group, outcome.params, step, "SUM", *found)
+                fixed, ask = instance.seat.fixed, group.asks[outcome.params]
+                if fixed is not None and fixed.model == ask.model:
+                    self._end(group, outcome.params, step, "SUM", *found)
+                else:  # it is the others' sum; with our history it means nothing
+                    self._end(group, outcome.params, step, "NOISE", outcome.survivors, b"")
         last = group.instances[-1] if group.instances else None
         for params, asked_at in group.asked_at.items():
             if params in group.ended or last is None:

@@ -136,6 +136,8 @@ class Here:
     log: Log = field(default_factory=Log)
     convicted: set[int] = field(default_factory=set)
     debtors: set[int] = field(default_factory=set)
+    away: Parties = frozenset()
+    """who was left out of the last START"""
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,10 @@ class _Driver:
                 f"{what} waited {self._stall_s:.0f} s for {names}: over other participants it would tell their values",
                 hint="submit a new contract without them; each operator sees what the difference would tell",
             )
+        if not names:
+            return BelowQuorum(
+                f"{what} waited {self._stall_s:.0f} s: all were there, with another history or other parameters"
+            )
         return BelowQuorum(f"{what} waited {self._stall_s:.0f} s: too few participants were there; missing: {names}")
 
     # the loop

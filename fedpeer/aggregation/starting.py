@@ -19,6 +19,8 @@ from fedpeer.aggregation.sharing import Sharing
 from fedpeer.errors import RemoteProtocolError
 
 READY_S: Final = 10.0
+AWAY_S: Final = 1.0
+"""how long who was waited for in vain the last time is waited for again"""
 
 
 class Starting:
@@ -71,8 +73,11 @@ class Starting:
         contributors = frozenset(chosen)
         if len(contributors) < self.seat.profile.m_min or (self.seat.pin is not None and contributors != self.seat.pin):
             return None
-        if self.seat.pin is None and contributors != frozenset(range(self.seat.n)) - avoided:
-            patience = self.seat.here.setting.stall_s / 2 if self.seat.data and self.seat.seq == 0 else READY_S
+        missing = frozenset(range(self.seat.n)) - avoided - contributors
+        if self.seat.pin is None and missing:
+            patience = AWAY_S if all(self._is_away(party) for party in missing) else READY_S
+            if self.seat.data and self.seat.seq == 0:  # who is left out here is out for the contract
+                patience = self.seat.here.setting.stall_s / 2
             if not self.seat.due(now, self.seat.since("ready", now) + patience):
                 return None
         owners = frozenset({self.seat.me}) if self.seat.aborts >= 2 else contributors - self.seat.idle or contributors
@@ -88,6 +93,10 @@ class Starting:
             pin,
             self.seat.prev,
         ]
+
+    def _is_away(self, party: int) -> bool:
+        """It was left out last time, and has not been heard of here."""
+        return party in self.seat.here.away and not self.seat.board.says("ADVERTISE", party)
 
     def valid(self, raw: list[Any]) -> bool:
         value = self.seat.value(START, raw)
@@ -118,6 +127,7 @@ class Starting:
         pin = None if value.pin is None else parties_of(value.pin, self.seat.n)
         ctx = context(self.seat.sid, value.model, value.params, contributors, owners, value.root, pin)
         self.seat.fixed = Fixed(contributors, owners, pin, value.model, value.params, ctx, adverts)
+        self.seat.here.away = frozenset(range(self.seat.n)) - contributors
         self.seat.since("started", now)
         self.seat.note(step, "started", contributors=contributors)
         return True

@@ -48,7 +48,7 @@ def mask_chunks(
 ) -> Iterator[bytearray]:
     """The same for each chunk (start, stop) of x, made when it is asked for; in any order, ascending is cheapest."""
     y = np.empty(min(SEGMENT, len(x)), "<u4")
-    buffer = _buffer()
+    buffer = _buffer(len(x))
     made = -1
     for start, stop in chunks:
         if not 0 <= start <= stop <= len(x):
@@ -68,7 +68,7 @@ def mask_chunks(
 
 def add_masks(total: Vector, plus: Sequence[Secret], minus: Sequence[Secret], w: Width, prg: Prg) -> None:
     """total += Σ PRG(plus) − Σ PRG(minus) mod 2^w, in place."""
-    buffer = _buffer()
+    buffer = _buffer(len(total))
     for segment, start in enumerate(range(0, len(total), SEGMENT)):
         part = total[start : start + SEGMENT]
         _add_masks(part, segment, plus, minus, prg, buffer)
@@ -77,7 +77,7 @@ def add_masks(total: Vector, plus: Sequence[Secret], minus: Sequence[Secret], w:
 
 def stream(seed: Secret, segment: int, count: int, prg: Prg) -> Vector:
     """The first `count` ≤ SEGMENT mask elements of a segment, all 32 bits of them."""
-    return _stream(seed, segment, count, prg, _buffer())
+    return _stream(seed, segment, count, prg, _buffer(count))
 
 
 def _add_masks(
@@ -99,8 +99,9 @@ def _stream(seed: Secret, segment: int, count: int, prg: Prg, buffer: bytearray)
     return np.frombuffer(buffer, "<u4", count)
 
 
-def _buffer() -> bytearray:
-    return bytearray(4 * SEGMENT + STREAM_SLACK)
+def _buffer(count: int) -> bytearray:
+    """Room for the streams of a vector of so many elements."""
+    return bytearray(4 * min(SEGMENT, count) + STREAM_SLACK)
 
 
 def _reduce(total: Vector, w: Width) -> None:

@@ -28,8 +28,8 @@ from fedpeer.mesh.messages import MAX_AUDIENCE, Scope
 from fedpeer.store import Schema, Transaction
 
 MAX_BODY: Final = 64_000
-MAX_RECORDS: Final = 4096
-MAX_BYTES: Final = 16 << 20
+MAX_RECORDS: Final = 1 << 16
+MAX_BYTES: Final = 64 << 20
 MAX_EVIDENCE: Final = 16
 
 SCHEMA = Schema(

@@ -33,9 +33,10 @@ FIELDS: dict[str, list[Any]] = {
     "FINAL": [D, b"\x0f", 1, D],
     "EVIDENCE": ["E1", [b"one", b"two"]],
 }
+KEYS = st.text(max_size=2) | st.integers(-5, 1 << 33)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 1 << 33) | st.floats() | st.binary(max_size=40) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2) | st.integers(-5, 1 << 33), inner, max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=2),
     max_leaves=6,
 )
 

@@ -80,14 +80,14 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def agrees(result: dict, keys: set[str]) -> None:
+def agrees(result: dict, keys: set[str], peers: int = 4) -> None:
     wanted = {"peers", "auc", "pooled_auc", "alone_auc", "models_identical", "rounds", "bytes_sent", "seconds"}
     assert result.keys() == wanted | keys
-    assert result["peers"] == 4
+    assert result["peers"] == peers
     assert abs(result["auc"] - result["pooled_auc"]) <= 0.005
     assert result["models_identical"] is True
     assert result["rounds"] > 2
-    assert len(result["alone_auc"]) == len(result["bytes_sent"]) == 4
+    assert len(result["alone_auc"]) == len(result["bytes_sent"]) == peers
     assert min(result["bytes_sent"]) > 10_000
 
 
@@ -100,7 +100,7 @@ def test_four_daemons_train_one_model_and_nothing_is_left(folder: Path) -> None:
 
 
 def test_the_table_for_people_says_whether_the_models_are_one(capsys: pytest.CaptureFixture[str]) -> None:
-    result = {"auc": 0.99, "pooled_auc": 0.99, "models_identical": True, "rounds": 9, "seconds": 12.3}
+    result = {"peers": 4, "auc": 0.99, "pooled_auc": 0.99, "models_identical": True, "rounds": 9, "seconds": 12.3}
     clinics = [["north", "114", "0.9914", "495c51b4da80d4ed", "653 KiB"]]
     demo.table(result, clinics)
     assert re.search(r"north +114 +0\.9914 +495c51b4da80d4ed", said := capsys.readouterr().out)
@@ -109,6 +109,13 @@ def test_the_table_for_people_says_whether_the_models_are_one(capsys: pytest.Cap
     said = " ".join(capsys.readouterr().out.split())
     assert "NOT the same" in said
     assert "2 processes killed and back" in said
+    away = {"peers": 5, "rounds_without": 3}
+    demo.table(result | away | {"killed": 1}, clinics)
+    demo.table(result | away | {"partition_s": 20.0}, clinics)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the same bytes at all five" in said
+    assert "west killed and back, 3 rounds without it" in said
+    assert "west cut off for 20 s and back, 3 rounds without it" in said
 
 
 def test_a_killed_daemon_and_a_killed_worker_come_back_and_the_models_agree(folder: Path) -> None:
@@ -118,6 +125,51 @@ def test_a_killed_daemon_and_a_killed_worker_come_back_and_the_models_agree(fold
     agrees(result, {"restarted"})
     assert result["restarted"] == 2
     assert run.left == run.files == []
+
+
+def test_a_daemon_killed_in_the_middle_of_a_sum_catches_up_and_the_models_agree(folder: Path) -> None:
+    run = Run(folder, "--json", "--kill", "1")
+    assert run.end() == 0, run.said
+    result = json.loads(run.lines[-1])
+    agrees(result, {"killed", "rounds_without"}, peers=5)
+    assert result["killed"] == 1
+    assert result["rounds_without"] >= 1
+    assert run.left == run.files == []
+
+
+@pytest.mark.system
+def test_a_daemon_cut_off_in_the_middle_of_a_sum_catches_up_and_the_models_agree(folder: Path) -> None:
+    run = Run(folder, "--json", "--partition", "15")
+    assert run.end() == 0, run.said
+    result = json.loads(run.lines[-1])
+    agrees(result, {"partition_s", "rounds_without"}, peers=5)
+    assert result["partition_s"] == 15
+    assert run.left == run.files == []
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("options", "words"), [(("--kill", "1"), "killed west"), (("--partition", "20"), "cut west off")]
+)
+def test_a_demo_interrupted_while_one_is_away_leaves_nothing(
+    folder: Path, options: tuple[str, ...], words: str
+) -> None:
+    run = Run(folder, "--json", *options)
+    run.until(words)
+    run.signal(signal.SIGINT)
+    assert run.end() == 130, run.said
+    assert run.left == run.files == []
+
+
+@pytest.mark.parametrize("options", [("--kill", "2"), ("--partition", "0"), ("--kill", "1", "--partition", "5")])
+def test_what_a_demo_cannot_do_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo", *options])
+    with pytest.raises(SystemExit) as ended:
+        demo.main()
+    assert ended.value.code == 2
+    assert "usage: demo" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

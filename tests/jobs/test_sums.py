@@ -143,6 +143,56 @@ def test_who_is_left_out_of_turns_in_a_row_is_counted(sums: list[tuple[int, str]
     assert named == (left_out.get("p4") == 2)
 
 
+TRAIN = """
+[[stage]]
+id = "fit"
+run = "horizontal.logistic:fit"
+inputs = { table = "dataset:rows" }
+params = { reg_lambda = 0.1 }
+"""
+
+
+async def test_training_ends_at_the_optimum_of_all_though_one_was_away_for_some_turns(
+    autojump_clock: Clock, quick_path: Path
+) -> None:
+    async with federation(quick_path, NAMES) as peers:
+        for number, peer in enumerate(peers.values()):
+            chance = np.random.Generator(np.random.PCG64(number))
+            x = chance.normal(size=(60, 2))
+            noise = 9 if peer.name == "erin" else 1  # so that the mean loss falls when erin leaves, and rises again
+            y = (x @ [1.5, -1.0] + noise * chance.normal(size=60) > 0).astype(int)
+            lines = [f"{i},{a:.6f},{b:.6f},{label}" for i, ((a, b), label) in enumerate(zip(x, y, strict=True))]
+            path = peers.folder / f"{peer.name}.csv"
+            path.write_text("\n".join(["id,a,b,y", *lines]) + "\n")
+            await peer.daemon.catalog.add("rows", str(path), "id", "y")
+        without: dict[bool, set[int]] = {True: set(), False: set()}
+        away, back = trio.Event(), trio.Event()
+
+        def watch(event: Any) -> None:
+            if event["event"] == "sum" and event["step"] == "total":
+                without[peers["erin"].identity.id not in event["survivors"]].add(event["turn"])
+                (away if event["turn"] == 2 else trio.Event()).set()
+                (back if len(without[True]) == 2 else trio.Event()).set()
+
+        peers["alice"].daemon.events.subscribe(watch)
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN))
+        with trio.fail_after(600):
+            await away.wait()
+            await peers["erin"].stop()
+            await back.wait()
+            await peers["erin"].start()
+            ended = [await peer.daemon.jobs.wait(job.id) for peer in peers.values()]
+        assert {view.state for view in ended} == {"done"}, [view.error for view in ended]
+        assert len(without[True]) == 2
+        assert max(without[False]) > max(without[True]), "it came back in time"
+        undisturbed = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN, name="undisturbed"))
+        with trio.fail_after(600):
+            assert (await peers["alice"].daemon.jobs.wait(undisturbed.id)).state == "done"
+        one, other = [(await peers["alice"].daemon.jobs.model(name)).facts for name in ("job", "undisturbed")]
+        assert one["converged"]
+        assert one["objective"] == pytest.approx(other["objective"], rel=1e-9)
+
+
 async def test_a_participant_that_was_away_sees_with_all_others_who_was_in_each_sum(
     autojump_clock: Clock, quick_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import trio
 from trio.testing import MockClock
 
 from fedpeer import codec
-from fedpeer.aggregation import keys, masks
-from fedpeer.aggregation.attempt import MaskedRecord
-from fedpeer.aggregation.service import Aggregation
+from fedpeer.aggregation import keyset, slices, vectors
+from fedpeer.aggregation.messages import START, parse
+from fedpeer.aggregation.request import Request
+from fedpeer.aggregation.service import KIND, WIDTH, Aggregation
+from fedpeer.crypto import Secret
 from fedpeer.mesh import records
 from fedpeer.mesh.messages import Chunk
 from fedpeer.testing.federation import federation
@@ -39,60 +42,116 @@ COLUMNS, ROWS = 8, 40
 
 
 @dataclass
+class Wire:
+    """What the frames alone tell of the sums: read as somebody would who sees them all."""
+
+    parts: dict[tuple[bytes, int, int], vectors.Vector] = field(default_factory=dict)
+    """(sid, contributor, chunk) → its part of a masked vector; an owner's own part never travels"""
+    sums: dict[tuple[bytes, int], vectors.Vector] = field(default_factory=dict)
+    """(sid, chunk) → the sum of the masked vectors"""
+    names: dict[bytes, str] = field(default_factory=dict)
+    """sid → the place of its sum"""
+    opened: dict[tuple[bytes, int], Secret] = field(default_factory=dict)
+    """(sid, party) → the seed of its self mask, once its b was opened"""
+
+
+@dataclass
 class Transcript:
     """All frames of all peers, and what they must not tell."""
 
     frames: list[tuple[Any, bytes, bytes]] = field(default_factory=list)
     """(channel, header, payload), as they were given to be sealed"""
-    vectors: dict[tuple[str, str], masks.Vector] = field(default_factory=dict)
+    vectors: dict[tuple[str, str], vectors.Vector] = field(default_factory=dict)
     """(place of the sum, peer) → what it contributed"""
+    ids: list[str] = field(default_factory=list)
     cells: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
-    def masked(self) -> dict[tuple[str, str], masks.Vector]:
-        """The masked vectors, read from the frames alone: (place of the sum, peer) → vector."""
+    def wire(self) -> Wire:
         files: dict[bytes, dict[int, bytes]] = defaultdict(dict)
-        said: dict[tuple[str, str], MaskedRecord] = {}
+        said: dict[bytes, Any] = {}
         for name, header, payload in self.frames:
             if name[0] == "blob":
                 chunk = codec.decode_as(Chunk, header)
                 files[chunk.digest][chunk.offset] = payload
             elif name == ("records",):
                 record = records.parse(payload).record
-                if record.kind == "masked":
-                    place = record.slot.rpartition("/")[0]
-                    said[place, record.sender] = codec.decode_as(MaskedRecord, record.body)
-        return {
-            key: masks.unpack(b"".join(files[m.digest][at] for at in sorted(files[m.digest]))[masks.LABEL_BYTES :])
-            for key, m in said.items()
+                if record.kind == KIND:
+                    signed = parse(record.body)
+                    said[signed.digest] = signed.message
+        ready = {
+            message.params: "/".join(map(str, message.name)) for message in said.values() if message.kind == "READY"
         }
+        context, wire = {}, Wire()
+        for message in said.values():
+            if message.kind == "PROPOSAL" and message.stage == START:
+                wire.names[message.sid] = ready[message.value[2]]
+            elif message.kind in ("SCATTER", "SUM"):
+                context[message.sid] = message.ctx
+                data = files[message.digest]
+                if data:
+                    elements = vectors.unpack(b"".join(data[at] for at in sorted(data)), WIDTH)
+                    if message.kind == "SUM":
+                        wire.sums[message.sid, message.chunk] = elements
+                    else:
+                        wire.parts[message.sid, message.sender, message.chunk] = elements
+        for message in said.values():
+            if message.kind == "OPEN":
+                seed = keyset.self_seed(context[message.sid], message.dealer, Secret(message.secret))
+                wire.opened[message.sid, message.dealer] = seed
+        return wire
 
     def check(self) -> None:
-        """Raise AssertionError if any peer's vector, or a sum over some peers only, can be seen in the frames."""
-        masked = self.masked()
-        places = sorted({place for place, _ in masked})
-        peers = sorted({peer for _, peer in masked})
-        assert len(peers) == len(NAMES)
-        assert set(masked) == set(self.vectors), "not every sum went over the wire"
+        """Raise AssertionError if any peer's vector, or a sum over some peers only, can be had from the frames."""
+        wire, n = self.wire(), len(self.ids)
+        places = sorted({place for place, _ in self.vectors})
+        assert sorted(wire.names.values()) == places, "not every sum went over the wire"
+        assert len(wire.opened) == n * len(places)
 
-        def together(vectors: dict[tuple[str, str], masks.Vector], some: tuple[str, ...]) -> masks.Vector:
-            total = [sum(vectors[place, peer].astype(np.uint64) for peer in some) % 2**masks.WIDTH for place in places]
-            return np.concatenate(total).astype(np.uint32)
+        def true(sid: bytes, some: Iterable[int], start: int, stop: int) -> vectors.Vector:
+            total = sum(self.vectors[wire.names[sid], self.ids[party]].astype(np.uint64) for party in some)
+            return (total[start:stop] % 2**WIDTH).astype(np.uint32)
 
-        for count in range(1, len(peers)):
-            for some in itertools.combinations(peers, count):
-                seen, true = together(masked, some), together(self.vectors, some)
-                assert looks_uniform(masks.pack(seen)), f"the sum of {count} masked vectors is biased"
-                assert looks_uniform(masks.pack((seen - true) % 2**masks.WIDTH)), f"the masks of {count} are biased"
-                assert correlation(seen, true) < 5
-        everybody = tuple(peers)
-        assert (together(masked, everybody) == together(self.vectors, everybody)).all(), "masks do not cancel"
+        def without_self_masks(sid: bytes, some: Iterable[int], seen: vectors.Vector, start: int) -> vectors.Vector:
+            whole = np.zeros(len(self.vectors[wire.names[sid], self.ids[0]]), np.uint32)
+            whole[start : start + len(seen)] = seen
+            vectors.add_masks(whole, [], [wire.opened[sid, party] for party in some], WIDTH, "aegis256")
+            return whole[start : start + len(seen)]
+
+        def uniform(pieces: list[vectors.Vector], what: str) -> None:
+            assert looks_uniform(vectors.pack(np.concatenate(pieces), WIDTH)), f"{what} is biased"
+
+        for some in (some for count in range(1, n) for some in itertools.combinations(range(n), count)):
+            seen, pairs, masks, values = [], [], [], []
+            for sid, name in wire.names.items():
+                for number, (start, stop) in enumerate(slices.chunks(len(self.vectors[name, self.ids[0]]), n)):
+                    if all((sid, party, number) in wire.parts for party in some):
+                        parts = sum(wire.parts[sid, party, number].astype(np.uint64) for party in some)
+                        masked = (parts % 2**WIDTH).astype(np.uint32)
+                        x = true(sid, some, start, stop)
+                        seen.append(masked)
+                        masks.append((masked - x) % 2**WIDTH)
+                        pairs.append((without_self_masks(sid, some, masked, start) - x) % 2**WIDTH)
+                        values.append(x)
+            assert len(np.concatenate(seen)) > 3000
+            uniform(seen, f"the sum of {len(some)} masked vectors")
+            uniform(masks, f"the masks of {len(some)}")
+            uniform(pairs, f"what is left of the masks of {len(some)} when the self masks are known")
+            assert correlation(np.concatenate(seen), np.concatenate(values)) < 5
+        covered, cancelled = [], []
+        for (sid, number), masked in wire.sums.items():
+            start, stop = slices.chunks(len(self.vectors[wire.names[sid], self.ids[0]]), n)[number]
+            x = true(sid, range(n), start, stop)
+            cancelled.append((without_self_masks(sid, range(n), masked, start) == x).all())
+            covered.append((masked - x) % 2**WIDTH)
+        uniform(covered, "the self masks of the sum")
+        assert all(cancelled), "masks do not cancel"
 
         sent = b"".join(part for _, header, payload in self.frames for part in (header, payload))
         for vector in self.vectors.values():
-            for form in (masks.pack(vector), vector.astype("<u4").tobytes(), vector.astype("<u2").tobytes()):
+            for form in (vectors.pack(vector, WIDTH), vector.astype("<u4").tobytes(), vector.astype("<u2").tobytes()):
                 for at in range(0, len(form) - 24, 24):
-                    window = form[at : at + 24]
+                    window = bytes(form[at : at + 24])
                     if len(set(window)) > 8:
                         assert window not in sent, "a part of a vector is in a frame as it is"
         for cell in self.cells:
@@ -112,10 +171,11 @@ async def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Transcript:
             transcript.frames.append((name, bytes(header), bytes(payload)))
         return queued
 
-    async def recording_sum(self: Aggregation, contract: Any, parties: Any, stage: str, turn: int, k: int, vector: Any,
-                            *more: Any, **named: Any) -> Any:  # fmt: skip
-        transcript.vectors[f"{stage}/{turn}/{k}", self._mesh.me] = vector.copy()
-        return await summed(self, contract, parties, stage, turn, k, vector, *more, **named)
+    async def recording_sum(self: Aggregation, contract: Any, parties: Any, terms: Any, request: Request) -> Any:
+        transcript.ids = list(parties)
+        place = "/".join(map(str, request.name))
+        transcript.vectors[place, self.mesh.me] = request.vector.copy()
+        return await summed(self, contract, parties, terms, request)
 
     monkeypatch.setattr(Session, "send", recording_send)
     monkeypatch.setattr(Aggregation, "sum", recording_sum)
@@ -149,24 +209,37 @@ async def test_no_peers_vector_nor_any_sum_over_some_peers_is_in_the_frames_of_a
     transcript.check()
 
 
-async def test_the_same_check_fails_when_the_masks_are_taken_away(
-    autojump_clock: MockClock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+def only_the_self_mask(keys: Any, ctx: bytes, publics: Any) -> keyset.Seeds:
+    return [keyset.self_seed(ctx, keys.party, keys.b)], []
+
+
+def no_pair_with_the_first(keys: Any, ctx: bytes, publics: Any) -> keyset.Seeds:
+    others = {party: public for party, public in publics.items() if party == keys.party or 0 not in (party, keys.party)}
+    return MASKING(keys, ctx, others)
+
+
+def no_self_mask(keys: Any, ctx: bytes, publics: Any) -> keyset.Seeds:
+    plus, minus = MASKING(keys, ctx, publics)
+    return plus[1:], minus
+
+
+MASKING = keyset.masking_seeds
+
+
+@pytest.mark.parametrize(
+    ("bug", "words"),
+    [
+        (only_the_self_mask, "when the self masks are known is biased"),
+        (no_pair_with_the_first, "when the self masks are known is biased"),
+        (no_self_mask, "the self masks of the sum is biased"),
+    ],
+)
+async def test_the_same_check_fails_when_masks_are_taken_away_that_no_sum_misses(
+    autojump_clock: MockClock, quick_path: Path, monkeypatch: pytest.MonkeyPatch, bug: Any, words: str
 ) -> None:
-    monkeypatch.setattr(keys, "pair_masks", lambda *_: [])
+    monkeypatch.setattr(keyset, "masking_seeds", bug)
+    if bug is no_self_mask:
+        monkeypatch.setattr(keyset, "unmasking_seeds", lambda *_: ([], []))
     transcript = await run(quick_path, monkeypatch)
-    with pytest.raises(AssertionError, match="biased"):
-        transcript.check()
-
-
-async def test_the_same_check_fails_when_one_peer_is_masked_from_nobody(
-    autojump_clock: MockClock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = keys.pair_masks
-
-    def without_the_first(ctx: bytes, me: int, *more: Any) -> list[keys.PairMask]:
-        return whole(ctx, me, *more)[1:] if me else []  # pairs are by the index of the other
-
-    monkeypatch.setattr(keys, "pair_masks", without_the_first)
-    transcript = await run(quick_path, monkeypatch)
-    with pytest.raises(AssertionError, match="biased"):
+    with pytest.raises(AssertionError, match=words):
         transcript.check()

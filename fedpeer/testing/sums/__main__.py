@@ -2,7 +2,7 @@
 
     python -m fedpeer.testing.sums --seeds 1000 [--first K]     seeds K, K+1, …; exit 1 if one of them fails
         --stop                                                  no more seeds once one has failed
-        --calm                                                  without faults
+        --calm                                                  without faults, and only the totals are looked at
     python -m fedpeer.testing.sums --seed S                     one seed, and everything about it
 
 A seed that fails prints the command that repeats it. The whole run fails, too, if it injected less than it claims to,
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, metavar="K", help="the first of them (default 0)")
     parser.add_argument("--seed", type=int, metavar="S", help="this one only, with everything about it")
     parser.add_argument("--stop", action="store_true", help="no more seeds once one has failed")
-    parser.add_argument("--calm", action="store_true", help="without faults")
+    parser.add_argument("--calm", action="store_true", help="without faults; only the totals are looked at")
     chosen = parser.parse_args(arguments)
     console = Console()
     if chosen.seed is not None:
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         for outcome in pool.map(simulate_calm if chosen.calm else simulate, seeds, chunksize=4):
             tally.add(outcome)
             for failure in outcome.failures[:3]:
-                progress.console.print(f"seed {outcome.seed}: {failure}", style="red", markup=False)
+                progress.console.print(f"seed {outcome.seed}: {failure}", style="red", markup=False, soft_wrap=True)
             progress.update(task, advance=1, failed=len(tally.failed))
             if tally.failed and chosen.stop:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(_table(tally))
     wrong = tally.wrong(shares=not chosen.calm and not chosen.stop)
     for line in wrong:
-        console.print(line, style="red", markup=False)
+        console.print(line, style="red", markup=False, soft_wrap=True)
     if tally.failed:
         console.print(f"to repeat it:  {command(tally.failed[0])}", markup=False)
     return 1 if wrong else 0
@@ -69,7 +69,7 @@ def _one(seed: int, console: Console) -> int:
         f"fingerprint: {outcome.fingerprint.hex()}",
         *outcome.failures,
     ):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if outcome.failures else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,8 +21,8 @@ def simulate(seed: int) -> Outcome:
 
 
 def simulate_calm(seed: int) -> Outcome:
-    """The same parties and job, and no faults."""
-    return World(seed, faults=Faults()).run()
+    """The same parties and job without faults, and nobody looks at what is said: what any test would see."""
+    return World(seed, faults=Faults()).run(watched=False)
 
 
 def command(seed: int) -> str:
@@ -54,6 +55,15 @@ class Tally:
         self.kept += outcome.kept
         self.instances += outcome.instances
         self.steps += outcome.steps
+
+    def run(self, seeds: Iterable[int]) -> list[str]:
+        """Simulate these; what failed, with the command that repeats it."""
+        failures = []
+        for seed in seeds:
+            outcome = simulate(seed)
+            self.add(outcome)
+            failures += [f"{command(seed)}: {failure}" for failure in outcome.failures]
+        return failures
 
     def wrong(self, *, shares: bool = True) -> list[str]:
         """Everything that makes the run a failure, in words; `shares`: what was injected counts, too."""

@@ -21,7 +21,7 @@ import math
 import random
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,8 +38,7 @@ from fedpeer.testing.sums.disk import Disk, Full, Write
 from fedpeer.testing.sums.faults import Faults, Kill, beside, draw, in_place_of, withheld
 from fedpeer.testing.sums.observer import Instance, Said, observe
 
-D: Final = 256
-USED: Final = 240
+PAD: Final = 16
 W: Final = 24
 BITS: Final = 16
 STALL_S: Final = 3600.0
@@ -70,7 +69,9 @@ class Sum:
     """the group: "data" or "turn" """
     pinned: bool
     input: int
-    """sums of equal number sum the same vectors"""
+    """sums of equal number (and length) sum the same vectors"""
+    d: int = 256
+    """elements, with PAD zeros: one slice for each 256 of them, or for each owner"""
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ def job(rng: random.Random) -> list[Sum]:
         groups = [(("count", 0), "data", 0.9, 1)]
     sums, alike = [], rng.random() < 0.2
     for number, ((stage, turn), kind, pinned, calls) in enumerate(groups):
-        bound = rng.random() < pinned
-        sums += [Sum((stage, turn, k), kind, bound, 2 * number * (not alike) + rng.randrange(2)) for k in range(calls)]
+        bound, d = rng.random() < pinned, rng.choices((256, 768, 2304), (5, 3, 1))[0]
+        first = 0 if alike else 2 * number
+        sums += [Sum((stage, turn, k), kind, bound, first + rng.randrange(2), d) for k in range(calls)]
     return sums
 
 
@@ -181,7 +183,6 @@ class World:
         profile: Profile | None = None,
         faults: Faults | None = None,
         sums: list[Sum] | None = None,
-        core: Callable[[Setting, SigningKey, Callable[[int], bytes], Mapping[bytes, bytes]], Party] = Party,
     ) -> None:
         rng = random.Random(f"{seed} plan")
         size = n or rng.choices((3, 4, 5, 6, 7, 8, 11), (10, 45, 30, 8, 4, 2, 1))[0]
@@ -192,7 +193,6 @@ class World:
         self.faults = faults if faults is not None else draw(rng, self.profile)
         self.gone = self.faults.gone
         self.rng = random.Random(f"{seed} run")
-        self.make = core
         self.contract = hash_("fp.sim.contract", str(seed).encode())
         self.keys = [SigningKey(Secret(hash_("fp.sim.key", f"{seed} {i}".encode()))) for i in range(self.n)]
         twins = [party for party, liar in sorted(self.faults.liars.items()) if liar.twin]
@@ -222,8 +222,8 @@ class World:
     def vector(self, sum_: Sum, party: int) -> Vector:
         """x of one party, padded."""
         rng = np.random.default_rng([self.seed, sum_.input, party])
-        x = np.zeros(D, np.uint32)
-        x[:USED] = rng.integers(0, 1 << BITS, USED)
+        x = np.zeros(sum_.d, np.uint32)
+        x[:-PAD] = rng.integers(0, 1 << BITS, sum_.d - PAD)
         return x
 
     # the clock
@@ -243,8 +243,8 @@ class World:
 
         self.after(seconds, run)
 
-    def run(self) -> Outcome:
-        """Until every honest party's job is over, or long after it should be."""
+    def run(self, *, watched: bool = True) -> Outcome:
+        """Until every honest party's job is over, or long after it should be; `watched`: the observer looks at it."""
         horizon = (len(self.sums) + 2) * 2 * STALL_S
         for node in self.nodes:
             start = self.faults.late.get(node.party, self.rng.random())
@@ -264,7 +264,11 @@ class World:
                 event()
         except Exception as error:
             failures.append(f"at {self.now:.3f} s: {error!r}\n{traceback.format_exc()}")
-        return self._outcome(failures)
+        outcome = self._outcome(failures)
+        if watched:
+            publics = [key.public for key in self.keys]
+            outcome.failures.extend(observe(self.transcript, self.profile, publics, self._instances()))
+        return outcome
 
     def _over(self) -> bool:
         self._perhaps_over = False
@@ -281,7 +285,8 @@ class World:
         node.life += 1
         self._perhaps_over = True
         tables = node.disk.tables
-        node.core = core = self.make(self._setting(node), self.keys[node.party], node.random, dict(tables["kept"]))
+        setting, key = self._setting(node), self.keys[node.party]
+        node.core = core = Party(setting, key, node.random, dict(tables["kept"]), tuple(tables["lost"]))
         for signed, _to in tables["said"].values():
             core.add(signed, logged=True)
         for signed in tables["heard"].values():
@@ -411,7 +416,7 @@ class World:
         total = before.total if before else node.disk.tables["files"].get(ended.sum_hash, b"")
         end = End(ended.status, ended.survivors, ended.sum_hash, total)
         if before is not None:
-            if before != end and self.honest(node.party):
+            if before.status == "SUM" and before != end and self.honest(node.party):
                 raise Wrong(f"party {node.party} says of {ended.name} first {before}, then {end}")
             return
         self._point(node, "before an end")
@@ -442,6 +447,10 @@ class World:
         ask = self._request(node, sum_)
         self._write(node, ("asks", sum_.name, ask))
         assert node.core is not None
+        if node.core.overflowed:  # what was far ahead then may be wanted now
+            node.core.overflowed = False
+            for signed in node.disk.tables["heard"].values():
+                node.core.add(signed)
         node.core.ask(ask, self.now)
         if self.honest(node.party):
             first = self.asked.setdefault(sum_.name, ask)
@@ -471,8 +480,8 @@ class World:
             model=history,
             shared=hash_("fp.sim.shared", began),
             params=names.params_hash(repr((sum_.name, sum_.kind, sum_.pinned)).encode()),
-            d=D,
-            used=USED,
+            d=sum_.d,
+            used=sum_.d - PAD,
             w=W,
             bits=BITS,
             data=sum_.kind == "data",
@@ -580,6 +589,7 @@ class World:
         if node.number == letter.author:
             if self._lacks(node, letter):  # still; it may have said the same again
                 self.returned.append((self.now, node.party, letter.signed.sid))
+                node.disk.write([("lost", letter.signed.sid, True)])
         else:
             letter.holders.add(node.number)
             node.disk.write([("heard", letter.signed.digest, letter.signed)])
@@ -690,8 +700,6 @@ class World:
         for sum_ in self.sums:
             failures.extend(self._check(sum_, here))
             self._promise(sum_, here, outcome)
-        publics = [key.public for key in self.keys]
-        failures.extend(observe(self.transcript, self.profile, publics, self._instances()))
         return outcome
 
     def _check(self, sum_: Sum, here: list[Node]) -> Iterator[str]:
@@ -699,10 +707,14 @@ class World:
         ends = {node.party: end for node in here if (end := node.ends().get(sum_.name)) and end.status == "SUM"}
         if len({(end.survivors, end.sum_hash) for end in ends.values()}) > 1:
             yield f"{sum_.name}: parties have different totals: {ends}"
+        for node in here:
+            other = node.ends().get(sum_.name)
+            if other is not None and other.status != "SUM" and len(ends) >= self.profile.q:
+                yield f"{sum_.name}: {other.status} at party {node.party}, though {sorted(ends)} have the total"
         for party, end in ends.items():
             if len(end.survivors) < self.profile.m_min:
                 yield f"{sum_.name}: party {party} took a sum of {sorted(end.survivors)}, which are too few"
-            exact = sum((self.vector(sum_, i) for i in end.survivors), np.zeros(D, np.uint32))
+            exact = sum((self.vector(sum_, i) for i in end.survivors), np.zeros(sum_.d, np.uint32))
             if not np.array_equal(vectors.unpack(end.total, W), exact):
                 yield f"{sum_.name}: the total at party {party} is not the sum of {sorted(end.survivors)}"
 
