@@ -32,6 +32,7 @@ from fedpeer.aggregation.release import Decided, Log, Refused
 from fedpeer.aggregation.seat import Step
 from fedpeer.crypto import Secret
 from fedpeer.errors import LocalProtocolError, RemoteProtocolError
+from fedpeer.testing.sums import world as worlds
 from fedpeer.testing.sums.faults import EVERYTHING, Faults, Liar
 from fedpeer.testing.sums.world import Sum, World
 
@@ -452,7 +453,9 @@ def test_no_message_makes_what_was_valid_invalid(monkeypatch: pytest.MonkeyPatch
         Watching.record, Watching.chance = defaultdict(list), Random(seed)
         for said in first.transcript:
             Watching.record[said.signed.sid].append(said.signed)
-        again = world(seed, core=Watching).run()
+        with monkeypatch.context() as watched:
+            watched.setattr(worlds, "Party", Watching)
+            again = world(seed).run()
         assert not again.failures, again.failures
         assert again.fingerprint == outcome.fingerprint  # looking changed nothing
     assert min(Watching.seen[kind] for kind in ("U", "S", "convicted")) > 10, Watching.seen
