@@ -32,6 +32,7 @@ from fedpeer.aggregation.release import Decided, Log, Refused
 from fedpeer.aggregation.seat import Step
 from fedpeer.crypto import Secret
 from fedpeer.errors import LocalProtocolError, RemoteProtocolError
+from fedpeer.testing.sums import world as worlds
 from fedpeer.testing.sums.faults import EVERYTHING, Faults, Liar
 from fedpeer.testing.sums.world import Sum, World
 
@@ -436,11 +437,11 @@ LIES: list[Liar] = [
 ]
 
 
-def world(seed: int, **changed: Any) -> World:
+def world(seed: int) -> World:
     """One of four parties lies in one way, mostly so late that it contributes when it is found out; then drawn ones."""
     if seed >= len(LIES):
-        return World(100 + seed, **changed)
-    return World(seed, n=4, faults=Faults(0.1, 0.2, 0.3, liars={seed % 4: LIES[seed % len(LIES)]}), **changed)
+        return World(100 + seed)
+    return World(seed, n=4, faults=Faults(0.1, 0.2, 0.3, liars={seed % 4: LIES[seed % len(LIES)]}))
 
 
 def test_no_message_makes_what_was_valid_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +453,9 @@ def test_no_message_makes_what_was_valid_invalid(monkeypatch: pytest.MonkeyPatch
         Watching.record, Watching.chance = defaultdict(list), Random(seed)
         for said in first.transcript:
             Watching.record[said.signed.sid].append(said.signed)
-        again = world(seed, core=Watching).run()
+        with monkeypatch.context() as patch:
+            patch.setattr(worlds, "Party", Watching)
+            again = world(seed).run()
         assert not again.failures, again.failures
         assert again.fingerprint == outcome.fingerprint  # looking changed nothing
     assert min(Watching.seen[kind] for kind in ("U", "S", "convicted")) > 10, Watching.seen
