@@ -437,11 +437,11 @@ LIES: list[Liar] = [
 ]
 
 
-def world(seed: int, **changed: Any) -> World:
+def world(seed: int) -> World:
     """One of four parties lies in one way, mostly so late that it contributes when it is found out; then drawn ones."""
     if seed >= len(LIES):
-        return World(100 + seed, **changed)
-    return World(seed, n=4, faults=Faults(0.1, 0.2, 0.3, liars={seed % 4: LIES[seed % len(LIES)]}), **changed)
+        return World(100 + seed)
+    return World(seed, n=4, faults=Faults(0.1, 0.2, 0.3, liars={seed % 4: LIES[seed % len(LIES)]}))
 
 
 def test_no_message_makes_what_was_valid_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,8 +453,8 @@ def test_no_message_makes_what_was_valid_invalid(monkeypatch: pytest.MonkeyPatch
         Watching.record, Watching.chance = defaultdict(list), Random(seed)
         for said in first.transcript:
             Watching.record[said.signed.sid].append(said.signed)
-        with monkeypatch.context() as watched:
-            watched.setattr(worlds, "Party", Watching)
+        with monkeypatch.context() as patch:
+            patch.setattr(worlds, "Party", Watching)
             again = world(seed).run()
         assert not again.failures, again.failures
         assert again.fingerprint == outcome.fingerprint  # looking changed nothing
