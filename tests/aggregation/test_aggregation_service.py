@@ -455,7 +455,7 @@ async def test_sums_are_exact_whoever_is_killed_and_whatever_is_cut(
         with trio.fail_after(3600):
             killed, cut = await sums_with_kills(home / str(number), 1_000_003 * seed + number)
         kills, cuts = kills + killed, cuts + cut
-    assert kills > 2
+    assert kills > 0
 
 
 async def test_other_values_for_the_same_sum_are_refused_before_they_leave(

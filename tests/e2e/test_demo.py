@@ -127,6 +127,7 @@ def test_a_killed_daemon_and_a_killed_worker_come_back_and_the_models_agree(fold
     assert run.left == run.files == []
 
 
+@pytest.mark.system
 def test_a_daemon_killed_in_the_middle_of_a_sum_catches_up_and_the_models_agree(folder: Path) -> None:
     run = Run(folder, "--json", "--kill", "1")
     assert run.end() == 0, run.said
