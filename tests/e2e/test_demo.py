@@ -118,6 +118,7 @@ def test_the_table_for_people_says_whether_the_models_are_one(capsys: pytest.Cap
     assert "west cut off for 20 s and back, 3 rounds without it" in said
 
 
+@pytest.mark.system
 def test_a_killed_daemon_and_a_killed_worker_come_back_and_the_models_agree(folder: Path) -> None:
     run = Run(folder, "--json", "--restart")
     assert run.end() == 0, run.said

@@ -1,4 +1,4 @@
-"""Worlds under faults, in two files so that two processes share them: seeds 0 to 149."""
+"""Worlds under faults, in two files of which this is a daily test: seeds 0 to 149."""
 
 from __future__ import annotations
 

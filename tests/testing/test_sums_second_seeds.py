@@ -1,10 +1,12 @@
-"""Worlds under faults, in two files so that two processes share them: seeds 500 to 649."""
+"""Worlds under faults, in two files of which this is a system test: seeds 500 to 649."""
 
 from __future__ import annotations
 
 import pytest
 
 from fedpeer.testing.sums.tally import Tally
+
+pytestmark = pytest.mark.system  # a minute of chaos
 
 FIRST, SEEDS, PART = 500, 150, 50
 
