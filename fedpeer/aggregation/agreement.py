@@ -23,8 +23,9 @@ at most `MAX_VALUES` values of a vote; honest parties say one. Who signed more v
 every value* there: it lies, so it might have signed each, and what a quorum proves rests on the honest votes in it.
 So no vote is missed for want of room. A proposal without room (its proposer sent nine) comes again from every honest
 party that is locked on it, when it leads. A decision needs q signatures and the value; who cannot get them so takes
-the certificate (`settle`). There are `MAX_VIEWS` views, more than honest parties pass in a day by the timeouts; the
-last one has no successor, but everything can still be decided.
+the certificate, which those who have decided say when they hear of a later view (`passed`). There are `MAX_VIEWS`
+views, more than honest parties pass in a day by the timeouts; the last one has no successor, but everything can still
+be decided.
 
 Source: SA1, version 1, sections 7, 10 and 11 (PROTOCOL.md); Buchman, Kwon, Milosevic, arXiv 1807.04938. Two
 liberties, both only more willing to go on: f+1 parties in views from v on take us to v (there: in v itself), and the
@@ -34,15 +35,13 @@ valid value is the newest one below our view with a quorum of PREVOTEs, also if 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
-
-import msgspec
+from typing import Any, Final, Literal
 
 from fedpeer import codec
-from fedpeer.aggregation.messages import LABEL, VERSION, Count, Digest, Party, Signature, Signed, Stage, id_of
-from fedpeer.aggregation.names import MAX_PARTIES, Profile
+from fedpeer.aggregation.messages import LABEL, VERSION, Signed, Stage, id_of
+from fedpeer.aggregation.names import Profile
 from fedpeer.crypto import verify
 from fedpeer.errors import LocalProtocolError, TrustError
 
@@ -121,8 +120,6 @@ class Agreement:
         self._tallies: dict[tuple[str, int], _Tally] = {}
         self._lock: tuple[int, bytes] | None = None  # (view, id)
         self._newest: dict[int, int] = {}  # party → the newest view it said something in
-        self._first: dict[tuple[str, int, int], Signed] = {}  # (kind, view, party) → what it said first
-        self._pairs: dict[tuple[str, int, int], tuple[Signed, Signed] | None] = {}  # None: handed out
         self._quorums: dict[bytes, int] = {}  # id → a view in which q parties PRECOMMITted it
         self._deadlines: dict[Step, float] = {}
 
@@ -148,28 +145,18 @@ class Agreement:
             undecided = kind == "PRECOMMIT" and message.id is not None and message.id not in self._quorums
             if undecided and len(self._tally(kind, view).signatures(message.id)) >= self._profile.q:
                 self._quorums[message.id] = view
-        slot = kind, view, party
-        first = self._first.setdefault(slot, signed)
-        if first.body != signed.body:
-            self._pairs.setdefault(slot, (first, signed))
         self._newest[party] = max(view, self._newest.get(party, 0))
         if party == self._me:
             self.view = max(view, self.view)
 
     def settle(self, decision: Decision) -> None:
-        """Take a decision whose certificate was checked. Raises TrustError if it is not the one that was made here."""
-        if self.decided is not None and self.decided.id != decision.id:
-            raise TrustError(
-                f"two certificates for different values of one {self._stage}: more than {self._profile.f} parties lie, "
-                "or a log was rolled back; keep both and ask the other operators"
-            )
+        """Take a decision whose certificate was checked, if there is none."""
         self.decided = self.decided or decision
 
-    def double_votes(self) -> list[tuple[Signed, Signed]]:
-        """Two different messages of one party in one slot (evidence E1, E2), one pair a slot, each handed out once."""
-        new = {slot: pair for slot, pair in self._pairs.items() if pair is not None}
-        self._pairs.update(dict.fromkeys(new))
-        return list(new.values())
+    @property
+    def passed(self) -> bool:
+        """Whether it is decided, and somebody goes on in a later view: who may lack what decided it here."""
+        return self.decided is not None and any(view > self.decided.view for view in self._newest.values())
 
     # what follows from it
 
@@ -337,21 +324,6 @@ class Agreement:
 # certificates
 
 
-class Certificate(codec.Record, frozen=True):
-    """A decision as it is sent to others."""
-
-    sid: Digest
-    stage: Stage
-    view: Count
-    value: list[Any]
-    signatures: Annotated[list[tuple[Party, Signature]], msgspec.Meta(max_length=MAX_PARTIES)]
-    """Of exactly q PRECOMMITs, by party, ascending."""
-
-
-def certificate(sid: bytes, stage: Stage, decision: Decision) -> Certificate:
-    return Certificate(sid, stage, decision.view, decision.value, list(decision.signers.items()))
-
-
 def check_certificate(
     sid: bytes,
     stage: Stage,
@@ -359,22 +331,18 @@ def check_certificate(
     publics: Sequence[bytes],
     value: Value,
     view: int,
-    signatures: Mapping[int, bytes] | Sequence[tuple[int, bytes]],
-) -> None:
-    """Raises TrustError unless exactly q parties, ascending, PRECOMMITted this value in this view.
-
-    `publics`: the signing key of each party. `signatures`: by party, or pairs as in a Certificate.
-    """
-    pairs = list(signatures.items() if isinstance(signatures, Mapping) else signatures)
-    parties = [party for party, _ in pairs]
+    signatures: Sequence[tuple[int, bytes]],
+) -> Decision:
+    """The decision that these prove. Raises TrustError unless exactly q parties, ascending, PRECOMMITted this value in
+    this view. `publics`: the signing key of each party."""
+    parties = [party for party, _ in signatures]
     if len(parties) != profile.q or parties != sorted(set(parties) & set(range(profile.n))):
-        raise TrustError(f"a certificate of {stage} takes {profile.q} parties, ascending; ask another peer for it")
+        raise TrustError(f"a certificate of {stage} takes {profile.q} parties, ascending")
     id_ = id_of(stage, value)
-    for party, signature in pairs:
+    for party, signature in signatures:
         body = codec.encode([VERSION, sid, "PRECOMMIT", party, stage, view, id_])
         try:
             verify(publics[party], "PRECOMMIT", body, signature, label=LABEL)
         except TrustError:
-            raise TrustError(
-                f"a certificate of {stage} in view {view} that party {party} did not sign; ask another peer for it"
-            ) from None
+            raise TrustError(f"a certificate of {stage} in view {view} that party {party} did not sign") from None
+    return Decision(value, id_, view, dict(signatures))

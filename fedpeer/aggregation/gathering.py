@@ -21,7 +21,6 @@ from fedpeer.aggregation.release import Refused, may_scatter
 from fedpeer.aggregation.seat import TRIES, Ask, Seat, Step
 from fedpeer.aggregation.sharing import Sharing
 from fedpeer.aggregation.work import Add, Chunk, Fetch, Mask
-from fedpeer.errors import RemoteProtocolError
 
 RECEIPT_S: Final = 0.5
 
@@ -204,10 +203,7 @@ class Gathering:
     def behind(self, value: CommitValue) -> tuple[bytes, ...] | None:
         """The digests of the chunks that this decision names, if they are all here."""
         ask = self.seat.ask
-        try:
-            survivors = parties_of(value.survivors, self.seat.n)
-        except RemoteProtocolError:
-            return None
+        survivors = parties_of(value.survivors, self.seat.n)
         if ask is None or not self.seat.admissible(survivors):
             return None
         for digests in self._sums(ask, value.survivors):

@@ -5,12 +5,12 @@ Rules
   has said is on the board, by its own messages, once they are on disk. So a restart needs no state but these.
 * START fixes who contributes, who owns which slice, and under which keys; COMMIT fixes the survivors. What a party
   lets go of is decided by release.py alone.
-* `valid…` depends on what is held, which only grows, never on opinions; opinions act in `_start_value` and
-  `_commit_value`, which choose what this party proposes.
+* `Starting.valid` and `_valid_commit` depend on what is held, which only grows, never on opinions; opinions act in
+  `Starting.propose` and `_commit_value`, which choose what this party proposes.
 * Every alarm is soft: none decides about privacy.
 
-The order of a successful instance: ADVERTISE, SHARE, ACK · READY · START · SCATTER, RECEIPT, SUM · COMMIT · RELEASE ·
-OPEN · FINAL. The methods stand in this order.
+The order of a successful instance, and where it is: ADVERTISE, SHARE, ACK (sharing) · READY, START (starting) ·
+SCATTER, RECEIPT, SUM (gathering) · COMMIT (here) · RELEASE, OPEN (unmasking) · FINAL (here).
 
 Source: SA1, version 1, sections 4 to 9 and 11.
 """
@@ -18,42 +18,28 @@ Source: SA1, version 1, sections 4 to 9 and 11.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from fedpeer.aggregation import keyset, slices
-from fedpeer.aggregation.agreement import Agreement
+from fedpeer.aggregation.agreement import Agreement, check_certificate
 from fedpeer.aggregation.evidence import Place, convict
 from fedpeer.aggregation.gathering import Gathering
-from fedpeer.aggregation.messages import COMMIT, START, AbortValue, CommitValue, Signed
+from fedpeer.aggregation.messages import COMMIT, START, AbortValue, Certificate, CommitValue, Signed, Stage
 from fedpeer.aggregation.names import Parties, advert_id, bitmap, parties_of
-from fedpeer.aggregation.seat import Here, Outcome, Seat, Step
+from fedpeer.aggregation.seat import Outcome, Seat, Step
 from fedpeer.aggregation.sharing import Sharing
 from fedpeer.aggregation.starting import Starting
 from fedpeer.aggregation.unmasking import Unmasking
 from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, Work
+from fedpeer.errors import TrustError
 
 
 class Instance:
-    """Instance `seq` of a group. `kept`: secrets of this sid from the disk, by their key.
+    """The attempt that this seat is in. `kept`: secrets of its sid from the disk, by their key."""
 
-    `aborts`: so many instances before it were aborted in a row; `idle`: owners that added nothing up in the last.
-    """
-
-    def __init__(
-        self,
-        here: Here,
-        group: bytes,
-        seq: int,
-        *,
-        prev: list[Any] | None,
-        pin: Parties | None,
-        pinned: bool,
-        data: bool,
-        aborts: int,
-        idle: Parties,
-        kept: Mapping[bytes, bytes],
-    ) -> None:
-        self.seat = Seat(here, group, seq, prev=prev, pin=pin, pinned=pinned, data=data, aborts=aborts, idle=idle)
+    def __init__(self, seat: Seat, kept: Mapping[bytes, bytes]) -> None:
+        self.seat = seat
         self.sharing = Sharing(self.seat, kept)
         self.starting = Starting(self.seat, self.sharing)
         self.gathering = Gathering(self.seat, self.sharing)
@@ -76,6 +62,8 @@ class Instance:
                     self.sharing.adverts[signed.sender][advert_id(signed.body)] = signed
             case "PROPOSAL" | "PREVOTE" | "PRECOMMIT":
                 (self._start if signed.message.stage == START else self._commit).add(signed)
+            case "CERTIFICATE":
+                self._settle(signed.message)
             case "EVIDENCE":
                 setting = self.seat.here.setting
                 guilty = convict(signed.message, self.seat.profile, setting.publics, setting.contract)
@@ -84,6 +72,22 @@ class Instance:
             case "RELEASE" if signed.sender == self.seat.me:
                 survivors = parties_of(signed.message.survivors, self.seat.n)
                 self.seat.here.log.release(self.seat.sid, self.seat.group, survivors, pinned=self.seat.pinned)
+
+    def _settle(self, message: Certificate) -> None:
+        agreement = self._start if message.stage == START else self._commit
+        publics = self.seat.here.setting.publics
+        with suppress(TrustError):
+            agreement.settle(
+                check_certificate(
+                    self.seat.sid,
+                    message.stage,
+                    self.seat.profile,
+                    publics,
+                    message.value,
+                    message.view,
+                    message.signatures,
+                )
+            )
 
     def done(self, work: Work, result: Any) -> None:
         """The result of work that `advance` asked for."""
@@ -101,9 +105,6 @@ class Instance:
                 self.seat.files.add(result[1])
             case FetchTotal():
                 self.seat.files.add(work.sum_hash)
-
-    def holds(self, digest: bytes) -> bool:
-        return digest in self.seat.files
 
     # what follows
 
@@ -133,6 +134,8 @@ class Instance:
             else:
                 self._agree_on_commit(now, step)
             self._conclude(now, step)
+        if not self.seat.muted:
+            self._certify(step)
         self._end(now, step)
 
     def wake_at(self) -> float | None:
@@ -154,6 +157,15 @@ class Instance:
         valid = self.starting.valid
         for draft in self._start.advance(now, valid, valid, lambda: self.starting.propose(now)):
             self.seat.say(step, draft.kind, *draft.fields)
+
+    def _certify(self, step: Step) -> None:
+        """Show what decided it to whoever goes on: a liar may have told each only a part."""
+        stages: list[tuple[Stage, Agreement]] = [(START, self._start), (COMMIT, self._commit)]
+        for stage, agreement in stages:
+            said = any(signed.message.stage == stage for signed in self.seat.board.by("CERTIFICATE", self.seat.me))
+            decision = agreement.decided
+            if decision is not None and agreement.passed and not said:
+                self.seat.say(step, "CERTIFICATE", stage, decision.view, decision.value, list(decision.signers.items()))
 
     def _fix(self, now: float, step: Step) -> bool:
         """Whether START is decided and everything behind it is here."""
@@ -203,11 +215,19 @@ class Instance:
         assert isinstance(value, CommitValue)
         return self.gathering.behind(value) is not None
 
-    def _conclude(self, now: float, step: Step) -> None:
+    @property
+    def _committed(self) -> CommitValue | AbortValue | None:
+        """What COMMIT decided; None also for what is no value: then more parties than f lie."""
         decided = self._commit.decided
-        if decided is None:
+        value: CommitValue | AbortValue | None = None
+        if decided is not None:
+            value = self.seat.value(COMMIT, decided.value)
+        return value
+
+    def _conclude(self, now: float, step: Step) -> None:
+        decided, value = self._commit.decided, self._committed
+        if decided is None or value is None:
             return
-        value = self.seat.value(COMMIT, decided.value)
         survivors = frozenset[int]() if isinstance(value, AbortValue) else parties_of(value.survivors, self.seat.n)
         if survivors and self.seat.pinned:
             self.seat.here.log.pins.setdefault(self.seat.group, survivors)
@@ -215,22 +235,22 @@ class Instance:
         self.seat.note(step, "committed" if survivors else "aborted", survivors=survivors)
         if not self.seat.muted:
             self.unmasking.release(step, survivors, list(decided.signers))
-        if survivors:
+        if isinstance(value, CommitValue):
             if not self.seat.muted:
                 self.unmasking.open(now, step, survivors)
             self.unmasking.learn(step, survivors)
             self.unmasking.unmask(step, value, survivors)
 
-    # 6 the end
+    # the end
 
     def _end(self, now: float, step: Step) -> None:
         """Whether q parties say the same of it."""
-        if self._commit.decided is None or self.seat.fixed is None:
+        decided, value = self._commit.decided, self._committed
+        if decided is None or value is None or self.seat.fixed is None:
             return
-        value = self.seat.value(COMMIT, self._commit.decided.value)
         if isinstance(value, AbortValue):
             if sum(frozenset() in sets for sets in self.seat.board.released.values()) >= self.seat.profile.t:
-                prev = ["ABORT", self._commit.decided.id]
+                prev = ["ABORT", decided.id]
                 self._finish(step, Outcome(prev, self.seat.pin, aborted=True, params=self.seat.fixed.params))
             return
         survivors = parties_of(value.survivors, self.seat.n)
@@ -241,7 +261,7 @@ class Instance:
                 finals.setdefault((message.status, message.sum_hash), set()).add(signed.sender)
         for (status, sum_hash), parties in finals.items():
             if len(parties) >= self.seat.profile.q:
-                prev = ["FINAL", self._commit.decided.id, sum_hash]
+                prev = ["FINAL", decided.id, sum_hash]
                 pin = survivors if self.seat.pinned else None
                 self._finish(
                     step,
@@ -261,6 +281,7 @@ class Instance:
         step.keep[self.seat.key("keys")] = None
         self.sharing.keys = None
         self.sharing.shares.clear()
+        step.void.append(self.seat.sid)
         step.drop += sorted(self.seat.files - {outcome.sum_hash})
         self.seat.files &= {outcome.sum_hash}
 
@@ -288,10 +309,8 @@ class Instance:
 
     def owing(self) -> Parties:
         """Parties whose due secret is unknown."""
-        if self._commit.decided is None or self.seat.fixed is None or self.outcome is not None:
-            return frozenset()
-        value = self.seat.value(COMMIT, self._commit.decided.value)
-        if isinstance(value, AbortValue):
+        value = self._committed
+        if not isinstance(value, CommitValue) or self.seat.fixed is None or self.outcome is not None:
             return frozenset()
         survivors = parties_of(value.survivors, self.seat.n)
         return (survivors - self.unmasking.b.keys()) | (
@@ -303,7 +322,7 @@ class Instance:
         if self._start.decided is None:
             return None
         value = self.seat.value(START, self._start.decided.value)
-        ask = self.seat.asks.get(value.params)
+        ask = None if value is None else self.seat.asks.get(value.params)
         return Place(self.seat.seq, value, ask.encoded) if ask is not None and ask.encoded else None
 
     def idle(self) -> Parties:

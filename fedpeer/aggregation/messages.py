@@ -199,6 +199,15 @@ class Finished(Message, frozen=True):
     sum_hash: Digest
 
 
+class Certificate(Message, frozen=True):
+    """The PRECOMMITs of exactly q parties, ascending, that decided this value: for who goes on without knowing it."""
+
+    stage: Stage
+    view: Count
+    value: list[Any]
+    signatures: Annotated[list[tuple[Party, Signature]], msgspec.Meta(max_length=MAX_PARTIES)]
+
+
 class Evidence(Message, frozen=True):
     """Signed messages (body ‖ signature) that together convict their sender; `type` is "E1" to "E7"."""
 
@@ -222,6 +231,7 @@ KINDS: Final[dict[str, tuple[type[Message], int]]] = {  # kind → its fields, t
     "OPEN": (Open, 256),
     "SHARE_B": (ShareB, 320 + 150 * MAX_PARTIES),
     "FINAL": (Finished, 320),
+    "CERTIFICATE": (Certificate, 640 + 72 * MAX_PARTIES),
     "EVIDENCE": (Evidence, 60_000),
 }
 
@@ -293,7 +303,7 @@ def parse(raw: Buffer) -> Signed:
         message = _DECODERS[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"not a message: {error}") from None
-    if kind == "PROPOSAL":
+    if kind in ("PROPOSAL", "CERTIFICATE"):
         codec.decode(body)  # what is proposed may be anything that has one encoding
     if msgspec.msgpack.encode(message) != body:
         raise RemoteProtocolError(f"not the canonical encoding of a {kind}")

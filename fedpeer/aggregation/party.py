@@ -24,7 +24,7 @@ from fedpeer.aggregation.evidence import two_releases
 from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.messages import Signed
 from fedpeer.aggregation.names import Parties, parties_of, sid_of
-from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Setting, Step
+from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Seat, Setting, Step
 from fedpeer.aggregation.work import Work
 from fedpeer.crypto import SigningKey
 from fedpeer.errors import RemoteProtocolError
@@ -50,9 +50,6 @@ class Group:
         self.accused: set[int] = set()
         self.wake_at = 0.0
         """when it wants to be looked at though nothing came; at once in the beginning"""
-
-    def last(self) -> Outcome | None:
-        return self.instances[-1].outcome if self.instances else None
 
 
 class Party:
@@ -233,7 +230,7 @@ class Party:
             if instance.outcome is None or not instance.outcome.aborted:
                 break
             aborts += 1
-        instance = Instance(
+        seat = Seat(
             self._here,
             group.id,
             seq,
@@ -243,8 +240,9 @@ class Party:
             data=group.data,
             aborts=aborts,
             idle=group.instances[-1].idle() if aborts else frozenset(),
-            kept={key: raw for key, raw in self._kept.items() if key.startswith(sid)},
         )
+        kept = [key for key in self._kept if key.startswith(sid)]
+        instance = Instance(seat, {key: self._kept.pop(key) for key in kept})
         group.instances.append(instance)
         group.next_sid = sid_of(self.setting.contract, group.id, seq + 1)
         self._instances[sid] = instance

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from fedpeer.aggregation.board import Board
 from fedpeer.aggregation.messages import Signed, Stage, SumName, sign, value_of
-from fedpeer.aggregation.names import Parties, Profile, advert_id, proposer, sid_of
+from fedpeer.aggregation.names import Parties, Profile, advert_id, bitmap, parties_of, proposer, sid_of
 from fedpeer.aggregation.release import Decided, Log
 from fedpeer.aggregation.vectors import Prg, Width
 from fedpeer.aggregation.work import Work
@@ -86,6 +86,8 @@ class Step:
     say: list[tuple[Signed, int | None]] = field(default_factory=list)
     """our messages and whom they are for (None: all)"""
     work: list[Work] = field(default_factory=list)
+    void: list[bytes] = field(default_factory=list)
+    """instances of which no work that was asked for before is wanted any more, by sid"""
     drop: list[bytes] = field(default_factory=list)
     """files that nobody needs any more, by digest"""
     forget: list[bytes] = field(default_factory=list)
@@ -94,7 +96,7 @@ class Step:
     notes: list[Note] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.keep or self.say or self.work or self.drop or self.forget or self.ended or self.notes)
+        return any(vars(self).values())
 
 
 Status = Literal["SUM", "NOISE", "LOST", "WAITING"]
@@ -234,10 +236,12 @@ class Seat:
             step.notes.append(Note(self.sid, name, {**place, "seq": self.seq, **facts}))
 
     def value(self, stage: Stage, raw: list[Any]) -> Any:
-        """The typed value, None for what is none."""
+        """The typed value; None for what is none, or names parties that do not exist."""
         if id(raw) not in self._values:
             try:
-                value = value_of(stage, raw)
+                value: Any = value_of(stage, raw)
+                for name in ("contributors", "owners", "survivors", "pin"):
+                    parties_of(getattr(value, name, None) or bitmap((), self.n), self.n)
             except RemoteProtocolError:
                 value = None
             if len(self._values) == TRIES:

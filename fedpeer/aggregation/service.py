@@ -209,6 +209,7 @@ class _Driver:
         self._bell = trio.Event()
         self._asks: list[Ask] = []
         self._results: list[tuple[Work, Any]] = []
+        self._working: defaultdict[bytes, set[trio.CancelScope]] = defaultdict(set)  # by sid
         self._vectors: dict[SumName, Vector] = {}
         self._paths: dict[bytes, Path] = {}
         self._ended: dict[SumName, Ended] = {}
@@ -302,9 +303,7 @@ class _Driver:
             nursery.start_soon(self._watch)
             while True:
                 self._bell = trio.Event()
-                await self._take_in(party)
-                now = trio.current_time()
-                step = await self._aggregation.run_in_thread(lambda now=now: party.advance(now))  # type: ignore[misc]
+                step = await self._look(party)
                 if step:
                     await self._carry_out(party, step, nursery)
                 elif not self._bell.is_set():
@@ -329,33 +328,43 @@ class _Driver:
         card = self._mesh.card if peer == self._mesh.me else self._mesh.roster.get(peer)
         return card.body.signing if card is not None else bytes(32)
 
-    async def _take_in(self, party: Party) -> None:
-        """What came since the last look. What is here of ours is our log."""
-        now, before = trio.current_time(), len(party.lost)
+    async def _look(self, party: Party) -> Step:
+        """Take in what came since the last look, and what follows from it. What is here of ours is our log."""
+        now, lost = trio.current_time(), len(party.lost)
         if self._asks and party.overflowed:  # what was far ahead then may be wanted now
             self._position, party.overflowed = 0, False
         new, self._position = self._mesh.since(self.contract, KIND, self._position)
-        for sender, slot, body in new:
-            if slot.startswith(self._prefix):
-                signed = parse(body)
-                if signed.sender < len(self.parties) and self.parties[signed.sender] == sender:
-                    party.add(signed, logged=sender == self._mesh.me)
-        for stray in self._aggregation.strays(self.contract, self._prefix):
-            party.add(stray)
-        if len(party.lost) > before:
+        strays = self._aggregation.strays(self.contract, self._prefix)
+        asks, self._asks = self._asks, []
+        results, self._results = self._results, []
+
+        def look() -> Step:
+            for sender, slot, body in new:
+                if slot.startswith(self._prefix):
+                    signed = parse(body)
+                    if signed.sender < len(self.parties) and self.parties[signed.sender] == sender:
+                        party.add(signed, logged=sender == self._mesh.me)
+            for stray in strays:
+                party.add(stray)
+            for ask in asks:
+                party.ask(ask, now)
+            for work, result in results:
+                party.done(work, result)
+            return party.advance(now)
+
+        step = await self._aggregation.run_in_thread(look)
+        if len(party.lost) > lost:
             rows = [(self.root, sid) for sid in party.lost]
             await self._store.write(
                 lambda tx: tx.executemany("INSERT OR IGNORE INTO aggregation_lost VALUES (?, ?)", rows)
             )
-        asks, self._asks = self._asks, []
-        for ask in asks:
-            party.ask(ask, now)
-        results, self._results = self._results, []
-        for work, result in results:
-            party.done(work, result)
+        return step
 
     async def _carry_out(self, party: Party, step: Step, nursery: trio.Nursery) -> None:
         self._over |= {self._prefix + sid.hex()[:16] for sid in step.forget}
+        for sid in step.void:
+            for scope in self._working.get(sid, ()):
+                scope.cancel()
         await self._store.write(lambda tx: self._commit(tx, step))
         for digest in step.drop:
             self._paths.pop(digest, None)
@@ -408,30 +417,47 @@ class _Driver:
     # work
 
     async def _do(self, work: Work) -> None:
+        """Until it is done, or its instance is over."""
+        if isinstance(work, Mask) and work.name not in self._vectors:
+            return  # the stage was ended, or its patience: this party drops out
+        scope = trio.CancelScope()
+        scopes = self._working[work.sid]
+        scopes.add(scope)
         try:
-            match work:
-                case Mask():
-                    vector = self._vectors.get(work.name)
-                    if vector is None:  # the stage was ended, or its patience: this party drops out
-                        return
-                    result: Any = await self._aggregation.run_in_thread(lambda: perform(work, self, vector))
-                case Add() | Unmask():
-                    result = await self._aggregation.run_in_thread(lambda: perform(work, self))
-                case Fetch():
-                    result = await self._fetch(work.digest, work.nbytes, [work.party], _digest_of(work))
-                case FetchTotal():
-                    result = await self._fetch(work.sum_hash, work.nbytes, work.holders, slices.sum_hash)
+            with scope:
+                result = await self._result(work)
+                self._results.append((work, result))
+                self.ring()
         except TrustError as error:
             self._aggregation.log.warning("sum_file_refused", reason=error.message)
-            return
         except (LocalProtocolError, FileNotFoundError):
-            return  # the scope was closed, or the instance ended and its files were dropped
-        self._results.append((work, result))
-        self.ring()
+            pass  # the scope was closed, or the instance ended and its files were dropped
+        finally:
+            scopes.discard(scope)
+            if not scopes:
+                self._working.pop(work.sid, None)
+
+    async def _result(self, work: Work) -> Any:
+        match work:
+            case Mask():
+                vector = self._vectors[work.name]
+                return await self._aggregation.run_in_thread(lambda: perform(work, self, vector))
+            case Add() | Unmask():
+                return await self._aggregation.run_in_thread(lambda: perform(work, self))
+            case Fetch():
+                return await self._fetch(work.digest, work.nbytes, [work.party], _digest_of(work))
+            case FetchTotal():
+                return await self._fetch(work.sum_hash, work.nbytes, work.holders, slices.sum_hash)
 
     async def _fetch(self, digest: bytes, nbytes: int, holders: Sequence[int], digest_of: Callable[..., bytes]) -> bool:
-        if not self._store.path_of(digest).exists():
-            peers = [self.parties[party] for party in holders]
+        """Others choose these digests: a file of ours is taken for one only if it has it in this very place."""
+        path = self._store.path_of(digest)
+
+        def is_ours() -> bool:
+            return path.exists() and digest_of(path.read_bytes()) == digest
+
+        if not await self._aggregation.run_in_thread(is_ours):
+            peers = [self.parties[party] for party in holders if party != self._me]
             self._paths[digest] = await self._mesh.fetch(self.contract, digest, nbytes, peers, digest_of=digest_of)
         return True
 

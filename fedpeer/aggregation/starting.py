@@ -16,7 +16,6 @@ from fedpeer.aggregation.messages import START, Signed, StartValue
 from fedpeer.aggregation.names import advert_root, bitmap, context, parties_of
 from fedpeer.aggregation.seat import Fixed, Seat, Step
 from fedpeer.aggregation.sharing import Sharing
-from fedpeer.errors import RemoteProtocolError
 
 READY_S: Final = 10.0
 AWAY_S: Final = 1.0
@@ -102,11 +101,8 @@ class Starting:
         value = self.seat.value(START, raw)
         if not isinstance(value, StartValue):
             return False
-        try:
-            contributors, owners = parties_of(value.contributors, self.seat.n), parties_of(value.owners, self.seat.n)
-            pin = None if value.pin is None else parties_of(value.pin, self.seat.n)
-        except RemoteProtocolError:
-            return False
+        contributors, owners = parties_of(value.contributors, self.seat.n), parties_of(value.owners, self.seat.n)
+        pin = None if value.pin is None else parties_of(value.pin, self.seat.n)
         return (
             len(contributors) >= self.seat.profile.m_min
             and bool(owners)
@@ -120,6 +116,8 @@ class Starting:
     def fix(self, decided: Decision, now: float, step: Step) -> bool:
         """START is decided: take it over once everything behind it is here; whether it is."""
         value = self.seat.value(START, decided.value)
+        if not isinstance(value, StartValue):
+            return False  # more parties than f lie
         contributors, owners = parties_of(value.contributors, self.seat.n), parties_of(value.owners, self.seat.n)
         adverts = self.sharing.rooted(contributors, value.root, available=False)
         if adverts is None:

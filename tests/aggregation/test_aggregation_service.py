@@ -30,6 +30,7 @@ from fedpeer.aggregation import vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import parse, sign
 from fedpeer.aggregation.request import Total
+from fedpeer.aggregation.seat import Seat, Step
 from fedpeer.aggregation.service import KIND, _slot
 from fedpeer.crypto import hash_
 from fedpeer.errors import (
@@ -709,3 +710,39 @@ async def test_a_sum_in_a_scope_that_is_not_open_is_an_error(
             await daemon.sum(daemons, 1, contract=b"d" * 32, history=HISTORY)
 
     assert await together(daemons, work) == [None] * 3
+
+
+async def test_a_file_of_ours_that_a_contributor_names_as_its_own_is_added_to_nothing(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who knows the digest of a private file would read the file in the sum, its own masks taken off."""
+    daemons = await introduced(home, network, *NAMES[:4])
+    alice = daemons[0]
+    private = np.random.default_rng(1).bytes(256 * 3)
+    digest = await alice.store.put_file(private)
+    say, sizes = Seat.say, list[int]()
+
+    def lie(seat: Seat, step: Step, kind: str, *fields: Any, to: int | None = None) -> None:
+        if (kind, seat.me, to) == ("SCATTER", 3, 0):
+            sizes.append(fields[2])
+            fields = *fields[:3], digest
+        say(seat, step, kind, *fields, to=to)
+
+    waiting: list[int] = []
+
+    async def work(daemon: Daemon) -> Total:
+        total = await daemon.sum(daemons)
+        await trio.sleep(1)
+        waiting.extend(len(driver._working) for driver in daemon.aggregation._drivers.values())
+        return total
+
+    monkeypatch.setattr(Seat, "say", lie)
+    totals = await together(daemons, work)
+    assert not any(waiting), "what is not wanted any more is not waited for"
+    honest = daemons[:3]
+    assert sizes == [len(private)]
+    assert [total.survivors for total in totals] == [[daemon.id for daemon in honest]] * 4
+    assert all(total.values.tolist() == expected(honest) for total in totals)
+    alice.open()
+    assert alice.store.path_of(digest).read_bytes() == private, "nor does it go with the sum"
+    alice.store.close()

@@ -12,7 +12,7 @@ import pytest
 
 from fedpeer import codec
 from fedpeer.aggregation import names, slices, vectors
-from fedpeer.aggregation.messages import LABEL, VERSION, Signed, parse, sign
+from fedpeer.aggregation.messages import LABEL, VERSION, Signed, id_of, parse, sign
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.seat import Ask, Ended, Setting
 from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, perform
@@ -261,3 +261,75 @@ def test_a_pinned_peer_whose_history_differs_ends_the_group_without_a_second_set
     ends = table.sum(k=1, group="data", models={4: b"x" * 32})
     assert {end.status for end in ends} == {"WAITING"}
     assert len(table.of("SCATTER")) == before, "nothing was masked"
+
+
+def test_who_decided_shows_it_to_those_whom_a_flood_of_votes_kept_from_it() -> None:
+    """Of the three votes that decide one is the liar's, and the others have no room left for it."""
+    table = Round(4)
+    lost: set[tuple[int, str]] = set()
+
+    def flood(letter: Letter) -> list[Letter]:
+        signed = letter[0]
+        if signed.kind not in ("PREVOTE", "PRECOMMIT") or signed.message.stage != "COMMIT":
+            return [letter]
+        if signed.kind == "PREVOTE" or signed.message.id is None:
+            return [letter] if signed.message.view == 0 else []
+        noise = [again(letter, table.keys[LIAR], id=bytes([number] * 32))[0] for number in range(60)]
+        return [*((each, to) for each in noise for to in (2, 3)), letter]
+
+    def lacking(number: int, work: Any) -> Any:
+        if number == 3 and isinstance(work, Fetch) and work.what == "sum":
+            lost.add((number, work.what))
+            return None  # one of the honest ones votes for nothing
+        return work
+
+    table.lie, table.work = flood, lacking
+    table.check(table.sum(), set())
+    assert lost
+    shown = table.of("CERTIFICATE")
+    assert {message.stage for message in shown} == {"COMMIT"}
+    assert len({message.sender for message in shown}) == len(shown), "once each"
+
+
+def test_a_certificate_with_a_signature_too_few_decides_nothing() -> None:
+    table = Round(4)
+    group = names.group_of(CONTRACT, b"turn 0")
+    sid = names.sid_of(CONTRACT, group, 0)
+    value = ["U", bytes(32), bytes(32), b"\x0f", b"\x0f", bytes(32), None, None]
+    votes = [
+        (party, sign(table.keys[party], sid, "PRECOMMIT", party, "START", 0, id_of("START", value)).signature)
+        for party in (1, 2, 3)
+    ]
+    table.parties[0].ask(Ask(("fit", 0, 0), group, b"m" * 32, bytes(32), bytes(32), len(table.x[0]), USED), 0.0)
+    table.parties[0].advance(0.0)
+    instance = table.parties[0]._instances[sid]
+    table.parties[0].add(sign(table.keys[1], sid, "CERTIFICATE", 1, "START", 0, value, votes[:2]))
+    assert instance._start.decided is None
+    table.parties[0].add(sign(table.keys[1], sid, "CERTIFICATE", 1, "START", 0, value, votes))
+    assert instance._start.decided is not None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["nonsense"],
+        ["U", bytes(32), bytes(32), b"\xff", b"\x0f", bytes(32), None, None],  # parties that do not exist
+        ["U", bytes(32), bytes(32), b"\x0f\x00", b"\x0f", bytes(32), None, None],
+        ["U", bytes(32), bytes(32), b"\x0f", b"\x0f", bytes(32), None, ["END"]],
+    ],
+)
+def test_what_more_liars_than_f_decide_though_it_is_no_value_stops_the_sum_and_not_the_party(value: list[Any]) -> None:
+    table = Round(4)
+    group = names.group_of(CONTRACT, b"turn 0")
+    sid = names.sid_of(CONTRACT, group, 0)
+    party = table.parties[0]
+    party.ask(Ask(("fit", 0, 0), group, b"m" * 32, bytes(32), bytes(32), len(table.x[0]), USED), 0.0)
+    party.advance(0.0)
+    view = next(view for view in range(4) if names.proposer(CONTRACT, group, 0, view, 4) != 0)
+    leader = names.proposer(CONTRACT, group, 0, view, 4)
+    party.add(sign(table.keys[leader], sid, "PROPOSAL", leader, "START", view, value, None))
+    for liar in (1, 2, 3):
+        party.add(sign(table.keys[liar], sid, "PRECOMMIT", liar, "START", view, id_of("START", value)))
+    ended = [end for now in range(0, 1300, 50) for end in party.advance(float(now)).ended]
+    assert party._instances[sid]._start.decided is not None
+    assert [end.status for end in ended] == ["WAITING"]
