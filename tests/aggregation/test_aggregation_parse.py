@@ -31,6 +31,7 @@ FIELDS: dict[str, list[Any]] = {
     "OPEN": [1, A, "b", D],
     "SHARE_B": [D, b"\x0f", [[1, D, D, bytes(64)]]],
     "FINAL": [D, b"\x0f", 1, D],
+    "CERTIFICATE": ["COMMIT", 1, ["S", D, b"\x0f", D], [[0, bytes(64)], [2, bytes(64)]]],
     "EVIDENCE": ["E1", [b"one", b"two"]],
 }
 KEYS = st.text(max_size=2) | st.integers(-5, 1 << 33)
