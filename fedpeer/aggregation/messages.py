@@ -253,15 +253,15 @@ class Signed:
         """Names the message: 16 bytes over its body."""
         return hash_("fp.sa1.msg", self.body, size=16)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         return str(self.message.kind)
 
-    @property
+    @cached_property
     def sender(self) -> int:
         return int(self.message.sender)
 
-    @property
+    @cached_property
     def sid(self) -> bytes:
         return bytes(self.message.sid)
 

@@ -42,6 +42,19 @@ SCHEMA = Schema(
             first BLOB NOT NULL, second BLOB NOT NULL, PRIMARY KEY (scope, kind, slot, sender))""",
         """CREATE TABLE mesh_farewell (scope BLOB PRIMARY KEY, audience BLOB NOT NULL, raw BLOB NOT NULL,
             until INTEGER NOT NULL)""",
+        # what each sender has of a scope: counted as it changes, so that keeping a record costs the same at any number
+        """CREATE TABLE mesh_quota (scope BLOB NOT NULL, sender TEXT NOT NULL, records INTEGER NOT NULL,
+            bytes INTEGER NOT NULL, PRIMARY KEY (scope, sender)) WITHOUT ROWID;
+        INSERT INTO mesh_quota SELECT scope, sender, COUNT(*), SUM(LENGTH(raw)) FROM mesh_record GROUP BY scope, sender;
+        CREATE TRIGGER mesh_record_kept AFTER INSERT ON mesh_record BEGIN
+            INSERT INTO mesh_quota VALUES (new.scope, new.sender, 1, LENGTH(new.raw))
+                ON CONFLICT DO UPDATE SET records = records + 1, bytes = bytes + excluded.bytes;
+        END;
+        CREATE TRIGGER mesh_record_forgotten AFTER DELETE ON mesh_record BEGIN
+            UPDATE mesh_quota SET records = records - 1, bytes = bytes - LENGTH(old.raw)
+                WHERE scope = old.scope AND sender = old.sender;
+            DELETE FROM mesh_quota WHERE scope = old.scope AND sender = old.sender AND records = 0;
+        END""",
     ],
 )
 
@@ -205,8 +218,8 @@ def keep(tx: Transaction, signed: Signed) -> Literal["new", "same", "evidence", 
     place = (record.scope, *signed.key)
     row = tx.one("SELECT raw FROM mesh_record WHERE scope = ? AND kind = ? AND slot = ? AND sender = ?", place)
     if row is None:
-        sql = "SELECT COUNT(*), IFNULL(SUM(LENGTH(raw)), 0) FROM mesh_record WHERE scope = ? AND sender = ?"
-        count, size = tx.one(sql, (record.scope, record.sender))
+        sql = "SELECT records, bytes FROM mesh_quota WHERE scope = ? AND sender = ?"
+        count, size = tx.one(sql, (record.scope, record.sender)) or (0, 0)
         if count >= MAX_RECORDS or size + len(signed.raw) > MAX_BYTES:
             return "dropped"
         tx.execute("INSERT INTO mesh_record VALUES (?, ?, ?, ?, ?)", (*place, signed.raw))

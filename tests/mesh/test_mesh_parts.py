@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from fedpeer.mesh.blobs import Fetched, Incoming
 from fedpeer.mesh.mail import Place, pack, unpack
 from fedpeer.mesh.messages import LetterHead
 from fedpeer.mesh.records import Record, Shelf, sign
-from fedpeer.store import Store
+from fedpeer.store import Schema, Store, Transaction
 
 PLACE = Place(b"scope", "fit", "alice", "bob", 3)
 KEY = SigningKey(Secret(bytes(32)))
@@ -109,6 +111,38 @@ def test_a_statement_with_two_signatures_is_one_statement(tmp_path: Path) -> Non
     outcomes = [store.write_now(lambda tx, s=s: records.keep(tx, s)) for s in (first, other, first)]
     assert outcomes == ["new", "same", "same"]
     store.close()
+
+
+def quotas(tx: Transaction) -> tuple[list[tuple], list[tuple]]:
+    """What is counted, and what there is."""
+    counted = tx.all("SELECT scope, sender, records, bytes FROM mesh_quota ORDER BY 1, 2")
+    there = "SELECT scope, sender, COUNT(*), SUM(LENGTH(raw)) FROM mesh_record GROUP BY scope, sender ORDER BY 1, 2"
+    return counted, tx.all(there)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["alice", "bob"]), st.integers(0, 5)), max_size=30))
+def test_what_a_sender_has_is_counted_as_its_records_come_and_go(events) -> None:
+    with tempfile.TemporaryDirectory() as folder, closing(Store(Path(folder), [records.SCHEMA])) as store:
+        store.write_now(lambda tx: records.open_(tx, b"s", ["alice", "bob"]))
+        for kept, sender, slot in events:
+            if kept:
+                signed = sign(KEY, Record(b"s", "vote", str(slot), sender, bytes(slot)))
+                store.write_now(lambda tx, signed=signed: records.keep(tx, signed))
+            else:
+                store.write_now(lambda tx, slot=slot: records.discard(tx, b"s", "vote", str(slot)))
+            counted, there = store.write_now(quotas)
+            assert counted == there
+
+
+def test_what_was_kept_by_an_earlier_release_is_counted_too(tmp_path: Path) -> None:
+    earlier = Schema(records.SCHEMA.name, records.SCHEMA.steps[:2])
+    with closing(Store(tmp_path, [earlier])) as store:
+        raw = sign(KEY, Record(b"s", "vote", "1", "alice", b"yes")).raw
+        store.write_now(
+            lambda tx: tx.execute("INSERT INTO mesh_record VALUES (?, ?, ?, ?, ?)", (b"s", "vote", "1", "alice", raw))
+        )
+    with closing(Store(tmp_path, [records.SCHEMA])) as store:
+        assert store.write_now(quotas) == ([(b"s", "alice", 1, len(raw))],) * 2
 
 
 def test_a_record_with_one_bit_changed_is_not_its_senders() -> None:
