@@ -129,6 +129,7 @@ class Instance:
                     self.gathering.add_up(now, step)
             if self.unmasking.total is None:
                 self.gathering.gather(step)
+                self._measure(now)
             if self.seat.muted:
                 self._commit.decide()
             else:
@@ -190,8 +191,24 @@ class Instance:
         for draft in self._commit.advance(now, valid, valid, lambda: self._commit_value(now)):
             self.seat.say(step, draft.kind, *draft.fields)
 
+    def _measure(self, now: float) -> None:
+        """How long it took until all vectors were added up, if nobody was missing."""
+        ask = self.seat.ask
+        if ask is None or "gathered" in self.seat.times:
+            return
+        complete = self.gathering.complete(ask)
+        if complete is not None:
+            took = self.seat.since("gathered", now) - self.seat.since("started", now)
+            if self.seat.fixed is not None and parties_of(complete[0], self.seat.n) == self.seat.fixed.contributors:
+                self.seat.here.took.append((ask.d * ask.w // 8, took))
+
     def _abortable(self, now: float) -> bool:
-        return self.seat.due(now, self.seat.since("started", now) + 8 * self.seat.patience(self.seat.ask))
+        """Whether an end without a sum may be voted for. Once it may, it may."""
+        if "abortable" not in self.seat.times and self.seat.due(
+            now, self.seat.since("started", now) + 8 * self.seat.patience(self.seat.ask)
+        ):
+            self.seat.since("abortable", now)
+        return "abortable" in self.seat.times
 
     def _commit_value(self, now: float) -> list[Any] | None:
         fixed = self.seat.fixed

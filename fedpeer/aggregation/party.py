@@ -73,6 +73,7 @@ class Party:
         self._waiting: defaultdict[bytes, list[Signed]] = defaultdict(list)  # by sid, not known yet
         self._room: defaultdict[int, int] = defaultdict(int)
         self._log: set[bytes] = set()  # digests of our own messages that are on disk
+        self._ended_at: dict[str, float] = {}  # when the last sum of a stage ended here
         self._reached: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)  # stage → party → (turn, k)
         self._over: set[bytes] = set()  # forgotten
         self._evidence: list[tuple[Instance, list[bytes]]] = []  # not yet told
@@ -91,6 +92,7 @@ class Party:
             group = self._groups[ask.group] = Group(self.setting.contract, ask)
         group.asks.setdefault(ask.params, ask)
         group.asked_at.setdefault(ask.params, now)
+        self._here.worked_s.setdefault(ask.params, now - self._ended_at.get(ask.name[0], now))
         group.wake_at = now
 
     def add(self, signed: Signed, *, logged: bool = False) -> None:
@@ -165,6 +167,7 @@ class Party:
                 self._close(group, now, step)
                 over = any(instance.outcome is not None for instance in going_on)
                 group.wake_at = now if over else self._next_look(group)  # an end lets the next begin
+        self._ended_at.update((ended.name[0], now) for ended in step.ended)
         self._forget(step)
         for instance, proof in self._evidence:
             instance.seat.say(step, "EVIDENCE", "E6", proof)
@@ -194,6 +197,8 @@ class Party:
             passed = all((turn, k) < floor.get(stage, (0, 0)) for stage, turn, k in names)
             if passed and not group.data and all(instance.settled for instance in group.instances):
                 del self._groups[group.id]
+                for params in group.asks:
+                    self._here.worked_s.pop(params, None)
                 for instance in group.instances:
                     del self._instances[instance.seat.sid]
                     self._over.add(instance.seat.sid)

@@ -10,9 +10,11 @@ Source: SA1, version 1, sections 1 and 11.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import median
 from typing import Any, Final, Literal
 
 from fedpeer.aggregation.board import Board
@@ -25,7 +27,8 @@ from fedpeer.crypto import SigningKey
 from fedpeer.errors import RemoteProtocolError
 
 RATE: Final = 1.25e6
-"""bytes a second that a party is taken to manage"""
+"""bytes a second that a party is taken to manage while nothing was measured"""
+SHORTEST_S: Final = 2.0
 TRIES: Final = 256
 """so many combinations of what a liar said twice, or of shares, are tried"""
 
@@ -140,6 +143,10 @@ class Here:
     debtors: set[int] = field(default_factory=set)
     away: Parties = frozenset()
     """who was left out of the last START"""
+    took: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=5))
+    """of the last sums that nobody was missing in: the bytes of a vector, the seconds until all were added up"""
+    worked_s: dict[bytes, float] = field(default_factory=dict)
+    """by params: how long this party worked for its vector, from the end of the sum before (0: not known)"""
 
 
 @dataclass(frozen=True)
@@ -271,5 +278,7 @@ class Seat:
         )
 
     def patience(self, ask: Ask | None) -> float:
+        """Seconds for all vectors of this size to be added up: three times what the last sums like it took."""
         nbytes = 0 if ask is None else ask.d * ask.w // 8
-        return 2.0 + 4 * nbytes / RATE
+        took = [seconds for size, seconds in self.here.took if size <= 2 * nbytes <= 4 * size]
+        return max(SHORTEST_S, 3 * median(took)) if took else SHORTEST_S + 4 * nbytes / RATE

@@ -74,7 +74,8 @@ class Starting:
             return None
         missing = frozenset(range(self.seat.n)) - avoided - contributors
         if self.seat.pin is None and missing:
-            patience = AWAY_S if all(self._is_away(party) for party in missing) else READY_S
+            turn_s = self.seat.here.worked_s.get(params, 0.0)
+            patience = AWAY_S if all(self._is_away(party) for party in missing) else max(READY_S, turn_s / 4)
             if self.seat.data and self.seat.seq == 0:  # who is left out here is out for the contract
                 patience = self.seat.here.setting.stall_s / 2
             if not self.seat.due(now, self.seat.since("ready", now) + patience):

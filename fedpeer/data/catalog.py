@@ -8,8 +8,7 @@ Rules
 * Ids are text, present in every row, and each occurs once. Numbers are float64 and finite; a missing value is null.
 * A job never sees the source. It gets a snapshot: the content at one time, kept in the store under its digest, which
   is the dataset's version. Equal content is kept once.
-* Reading happens in a thread. A dataset fits in memory for now; the snapshot is written in batches, and larger ones
-  will be read so.
+* Reading happens in a thread. A dataset has to fit in memory when it is read.
 """
 
 from __future__ import annotations

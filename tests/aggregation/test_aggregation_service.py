@@ -144,6 +144,53 @@ async def test_the_others_go_on_without_one_that_never_comes(
     erin.store.close()
 
 
+@pytest.mark.parametrize(("late_s", "waited_for"), [(15.0, True), (40.0, False)])
+async def test_who_needs_a_quarter_longer_for_its_turn_is_waited_for(
+    late_s: float, waited_for: bool, home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    *fast, erin = daemons = await introduced(home, network, *NAMES)
+
+    async def work(daemon: Daemon) -> Any:
+        await daemon.sum(daemons, turn=1)
+        await trio.sleep(80.0 + (late_s if daemon is erin else 0.0))
+        return await daemon.sum(daemons, turn=2)
+
+    for total in await together(daemons, work):
+        assert total.survivors == [daemon.id for daemon in (daemons if waited_for else fast)]
+
+
+@pytest.mark.parametrize("sums_before", [0, 1])
+async def test_a_vector_that_does_not_come_is_waited_for_as_long_as_the_network_was_seen_to_need(
+    sums_before: int, home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    count = 2_000_000  # 6 MB a vector: 21 s at the rate that is taken for granted
+    *here, erin = daemons = await introduced(home, network, *NAMES)
+    begun: list[float] = []
+
+    def killed(event: Any) -> None:
+        if event.get("step") == "started" and event["turn"] == sums_before + 1:
+            begun.append(trio.current_time())
+            erin.scope.cancel()
+
+    erin.aggregation.events.subscribe(killed)
+
+    async def work(daemon: Daemon) -> Any:
+        for turn in range(1, sums_before + 2):
+            vector = vector_of(daemon.name, 0, count)
+            total = await daemon.sum(daemons, turn=turn, vector=vector, used=count)
+        if daemon is erin:
+            await trio.sleep_forever()
+        return total
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(erin.live, partial(work, erin))
+        for total in await together(here, work):
+            assert total.survivors == [daemon.id for daemon in here]
+        nursery.cancel_scope.cancel()
+    waited = trio.current_time() - begun[0]
+    assert (waited < 60.0) is (sums_before > 0)  # erin owned a slice: the attempt ends without a sum, then another
+
+
 @pytest.mark.parametrize("profile", ["byz", "crash"])
 async def test_one_that_vanishes_after_it_contributed_still_counts_and_one_that_did_not_is_left_out(
     profile: Any, home: Path, network: MemoryNetwork, autojump_clock: Any
