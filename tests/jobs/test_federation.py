@@ -484,6 +484,7 @@ async def make_trouble(peers: Federation, chance: random.Random) -> None:
             peers.network.heal(a, b)
 
 
+@pytest.mark.system  # a minute of chaos
 @pytest.mark.parametrize("part", range(16))
 async def test_killed_anywhere_all_end_with_the_same_model(
     autojump_clock: Clock, quick_path: Path, seed: int, part: int
@@ -514,6 +515,7 @@ NAMED_FILES = """
 """
 
 
+@pytest.mark.system  # half a minute of chaos
 @pytest.mark.parametrize("part", range(4))
 async def test_killed_between_a_file_and_its_row_no_file_stays_that_no_row_names(
     autojump_clock: Clock, quick_path: Path, seed: int, part: int
