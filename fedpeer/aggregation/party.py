@@ -22,13 +22,15 @@ from typing import Any, Final
 
 from fedpeer.aggregation.evidence import two_releases
 from fedpeer.aggregation.instance import Instance
-from fedpeer.aggregation.messages import Signed
+from fedpeer.aggregation.messages import Signed, SumName
 from fedpeer.aggregation.names import Parties, parties_of, sid_of
 from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Seat, Setting, Step
 from fedpeer.aggregation.work import Work
 from fedpeer.crypto import SigningKey
 from fedpeer.errors import RemoteProtocolError
 
+KEPT_MESSAGES: Final = 30_000
+"""so many messages of each sender, about, are kept of sums that a party which is away may still ask for"""
 MAX_WAITING: Final = 1 << 20
 """bytes of messages of instances not known yet that are kept for each sender"""
 
@@ -50,6 +52,11 @@ class Group:
         self.accused: set[int] = set()
         self.wake_at = 0.0
         """when it wants to be looked at though nothing came; at once in the beginning"""
+
+    @property
+    def names(self) -> list[SumName]:
+        """What was asked of it here."""
+        return [ask.name for ask in self.asks.values()]
 
 
 class Party:
@@ -185,17 +192,26 @@ class Party:
         return min(times, default=math.inf)
 
     def _forget(self, step: Step) -> None:
-        """Groups of one turn that every party has left behind, as its READYs say."""
-        floor = {
-            stage: min(reached.values())
-            for stage, reached in self._reached.items()
-            if len(reached) == self.setting.profile.n
-        }
+        """Groups of one turn that every party has left behind, as its READYs say; for who is away only the last stay.
+
+        So a party that is gone for good costs the others a bounded number of messages.
+        """
+        n, q = self.setting.profile.n, self.setting.profile.q
+        reached = {stage: sorted(parties.values(), reverse=True) for stage, parties in self._reached.items()}
+        everybody = {stage: places[-1] for stage, places in reached.items() if len(places) == n}
+        quorum = {stage: places[q - 1] for stage, places in reached.items() if len(places) >= q}
+        over = [
+            group
+            for group in self._groups.values()
+            if not group.data
+            and all((turn, k) < quorum.get(stage, (0, 0)) for stage, turn, k in group.names)
+            and all(instance.settled for instance in group.instances)
+        ]
+        spare = len(over) - max(1, KEPT_MESSAGES // (20 + 2 * n))
         totals: set[bytes] = set()
-        for group in list(self._groups.values()):
-            names = [ask.name for ask in group.asks.values()]
-            passed = all((turn, k) < floor.get(stage, (0, 0)) for stage, turn, k in names)
-            if passed and not group.data and all(instance.settled for instance in group.instances):
+        for number, group in enumerate(over):  # in the order they were asked for
+            passed = all((turn, k) < everybody.get(stage, (0, 0)) for stage, turn, k in group.names)
+            if passed or number < spare:
                 del self._groups[group.id]
                 for params in group.asks:
                     self._here.worked_s.pop(params, None)

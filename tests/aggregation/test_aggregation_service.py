@@ -26,7 +26,7 @@ from sums_cast import (
     vector_of,
 )
 
-from fedpeer.aggregation import vectors
+from fedpeer.aggregation import party, vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import parse, sign
 from fedpeer.aggregation.request import Total
@@ -336,6 +336,25 @@ async def test_many_turns_leave_no_more_than_the_last_ones(
         assert counts[-1] == counts[2], "what a turn leaves goes with a later one"
         files, _, secrets, paths = counts[-1]
         assert (files, secrets, paths) == (2, 0, 0)
+
+
+async def test_one_that_is_gone_for_good_costs_the_others_no_more_than_the_last_turns(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(party, "KEPT_MESSAGES", 3 * (20 + 2 * 5))  # three sums
+    *here, erin = daemons = await introduced(home, network, *NAMES)
+    left: list[int] = []
+
+    async def work(daemon: Daemon) -> None:
+        for turn in range(1, 9):
+            await daemon.sum(daemons, turn=turn)
+            if daemon is here[0]:
+                left.append(len({slot[:33] for slot, _ in daemon.mesh.held(CONTRACT, KIND)}))
+
+    await together(here, work)
+    assert max(left) == left[-1] <= 3 + 2, "three, the last one, and the one that all have just passed"
+    assert len(here[0].files()) <= 5
+    erin.store.close()
 
 
 def secrets_of(driver: Any) -> Iterator[bytes]:
