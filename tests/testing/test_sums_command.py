@@ -44,8 +44,8 @@ def test_a_seed_that_fails_is_told_with_the_command_that_repeats_it() -> None:
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_run_that_injected_less_than_it_claims_fails(name: str) -> None:
     others = tuple(claim for claim in CLAIMS if claim != name)
-    (line,) = tally(*(outcome(seed, injected=others) for seed in range(100))).wrong()
-    assert line.startswith(f"{name}: only in 0 of 100 seeds")
+    (line,) = tally(*(outcome(seed, injected=others) for seed in range(1000))).wrong()
+    assert line.startswith(f"{name}: only in 0 of 1000 seeds")
 
 
 def test_fewer_results_than_promised_fail() -> None:

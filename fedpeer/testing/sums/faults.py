@@ -23,17 +23,16 @@ from fedpeer.aggregation.messages import Signed
 from fedpeer.aggregation.names import Profile, bitmap, parties_of
 from fedpeer.crypto import SigningKey
 
-CLAIMS: Final = {  # the share of seeds that has this fault, at the least
+CLAIMS: Final = {  # the share of seeds that has this fault, at the least but for chance
     "a message lost": 0.80,
     "a message twice": 0.80,
     "a message late": 0.80,
-    "kill": 0.40,
-    "kill before a commit": 0.10,
-    "kill after a commit": 0.10,
+    "kill": 0.50,
+    "kill before or after a commit": 0.50,
     "kill with writes unsynced": 0.15,
-    "partition": 0.25,
-    "equivocation": 0.15,
-    "silent dealer or stingy owner": 0.15,
+    "partition": 1 / 3,
+    "equivocation": 0.25,
+    "silent dealer or stingy owner": 0.25,
     "garbage for a file": 0.04,
     "disk full": 0.04,
     "disk rolled back": 0.02,
@@ -199,7 +198,7 @@ def draw(rng: random.Random, profile: Profile) -> Faults:
 
 
 def _kill(rng: random.Random, down_s: float = 0.0) -> Kill:
-    point = rng.choice((*POINTS, "before a commit", "after a commit"))
+    point = rng.choice((*POINTS, *("before a commit", "after a commit") * 3))
     return Kill(point, int(1.2 ** rng.uniform(0, 20)), down_s or rng.choice((0.1, 5.0, 60.0, 400.0)) * rng.random())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class Tally:
         if self.seeds < ENOUGH or not shares:
             return lines
         for name, share in CLAIMS.items():
-            if self.seeds_with[name] < share * self.seeds:
+            if self.seeds_with[name] < share * self.seeds - 3 * math.sqrt(self.seeds * share * (1 - share)):
                 lines.append(f"{name}: only in {self.seeds_with[name]} of {self.seeds} seeds, {share:.0%} are claimed")
         if self.kept < RESULTS * self.promised:
             lines.append(f"only {self.kept} of {self.promised} sums gave the result that they are promised")

@@ -324,6 +324,8 @@ class World:
 
     def _kill(self, node: Node, kill: Kill) -> None:
         self.injected.update({"kill": 1, f"kill {kill.point}": 1})
+        if kill.point.endswith("a commit"):
+            self.injected["kill before or after a commit"] += 1
         unsynced = node.disk.unsynced
         if unsynced:
             self.injected["kill with writes unsynced"] += 1
