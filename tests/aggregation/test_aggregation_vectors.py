@@ -308,6 +308,47 @@ def test_after_sigma_was_opened_the_vector_is_still_hidden_by_b() -> None:
     assert np.array_equal(y, x)  # and by nothing else
 
 
+def joint_difference(a: list[Vector], b: list[Vector]) -> float:
+    """How far two samples of three vectors differ in the joint distribution of their highest four bits, in standard
+    deviations of chi-square over 4096 cells: for one distribution above 6 has probability below 10^-6."""
+    counts = [np.bincount(sum((v >> 20) << 4 * place for place, v in enumerate(s)), minlength=4096) for s in (a, b)]
+    first, second = counts[0].astype(float), counts[1].astype(float)
+    both = first + second
+    seen = both > 0
+    chi = float((((first - second) ** 2)[seen] / both[seen]).sum())
+    degrees = int(seen.sum()) - 1
+    return (chi - degrees) / (2 * degrees) ** 0.5
+
+
+def test_what_one_of_four_sees_of_an_opened_sum_is_what_the_sum_and_chance_would_give() -> None:
+    d, me, others = 400_000, 3, (0, 1, 2)
+    instance = Instance(4, 24)
+    x = [np.full(d, value, np.uint32) for value in (65535, 0, 65535, 1)]
+
+    def view(hidden: bool) -> list[Vector]:
+        """The others' vectors without every mask that party 3 knows once all b are open."""
+        seen = []
+        for i in others:
+            y = vectors.unpack(instance.masked(i, x=x[i]), 24)
+            pairs = {
+                j: keyset.pair_seed(bytes(32), j, i, keyset.mask_key(instance.keys[j].sigma), instance.publics[i])
+                for j in {me, *(() if hidden else others)} - {i}
+            }
+            minus = [keyset.self_seed(bytes(32), i, instance.keys[i].b), *(pairs[j] for j in pairs if j > i)]
+            vectors.add_masks(y, [pairs[j] for j in pairs if j < i], minus, 24, "aegis256")
+            seen.append(y)
+        return seen
+
+    random = np.random.default_rng(4)
+    chance = [random.integers(0, 1 << 24, d, np.uint32) for _ in range(2)]
+    total = sum(x[i].astype(np.uint64) for i in others)
+    simulated = [*chance, ((total - chance[0] - chance[1]) % (1 << 24)).astype(np.uint32)]
+    real = view(hidden=True)
+    assert np.array_equal(sum(v.astype(np.uint64) for v in real) % (1 << 24), total)
+    assert joint_difference(real, simulated) < 6
+    assert joint_difference(view(hidden=False), simulated) > 1000, "without pair masks anybody sees the difference"
+
+
 def test_t_minus_one_shares_leave_the_self_mask_unknown() -> None:
     n, t = 4, 3
     keys = Instance(n, 24).keys[0]
