@@ -9,7 +9,8 @@ Two lines for each size; the sides alternate, the medians count.
   and answered, votes, shares, masks, digests, its slice added up, unmasking; against one client of Flower and its
   server. Beside it the floor: what no implementation of SA1 can do without (the bytes of its masks, the signatures it
   verifies, the elements it packs and unpacks, at the rates measured in the same run), how many times that the path is
-  without turning values into integers and back, and what the peer sends, against what the protocol says.
+  without turning values into integers and back (and how many times, when the bytes that SA1 has a peer hash are part
+  of the floor), and what the peer sends, against what the protocol says.
 
 Both sides turn the same float32 values into integers and the sum back into means, and check these. CPU seconds are of
 the whole process, all threads. Flower runs in an environment of its own, .bench/peer, made by the first run.
@@ -38,7 +39,7 @@ import numpy as np
 from secagg_case import Case, fingerprint
 from secagg_ours import Recording, same_work, signing_key
 
-from fedpeer.aggregation import vectors
+from fedpeer.aggregation import slices, vectors
 from fedpeer.crypto import STREAM_SLACK, aegis256_into, verify
 
 RUNS = 5
@@ -127,6 +128,8 @@ class Least(NamedTuple):
     packed: float
     """elements"""
     unpacked: float
+    hashed: float
+    """elements, packed: its own vector, the chunks it fetches, the sums of all, the total"""
 
 
 def least(recording: Recording) -> Least:
@@ -134,11 +137,12 @@ def least(recording: Recording) -> Least:
     slice of the sum and the total packed, slices of the survivors and the sum unpacked."""
     d, n, survivors = recording.d, recording.case.n, recording.survivors
     masks = n + survivors + (n - survivors) * survivors
-    return Least(masks * d, recording.signatures, d + d / n + d, survivors * d / n + d)
+    hashed = d + (survivors - 1) * d / n + d + d
+    return Least(masks * d, recording.signatures, d + d / n + d, survivors * d / n + d, hashed)
 
 
-def floor(work: Least) -> float:
-    """CPU seconds for it, at the rates of this moment."""
+def floor(work: Least) -> tuple[float, float]:
+    """CPU seconds for all of it but the hashes, and for these, at the rates of this moment."""
     segment = np.zeros(vectors.SEGMENT, np.uint32)
     buffer = bytearray(4 * vectors.SEGMENT + STREAM_SLACK)
 
@@ -148,12 +152,13 @@ def floor(work: Least) -> float:
 
     key, body = signing_key(0), bytes(180)
     signature = key.sign("PREVOTE", body)
-    packed = vectors.pack(segment, 24)
+    packed = bytes(vectors.pack(segment, 24))
     return (
         work.masked / vectors.SEGMENT * seconds_of(mask, 50)
         + work.signatures * seconds_of(lambda: verify(key.public, "PREVOTE", body, signature), 200)
         + work.packed / vectors.SEGMENT * seconds_of(lambda: vectors.pack(segment, 24), 20)
-        + work.unpacked / vectors.SEGMENT * seconds_of(lambda: vectors.add_packed(segment, packed, 24), 20)
+        + work.unpacked / vectors.SEGMENT * seconds_of(lambda: vectors.add_packed(segment, packed, 24), 20),
+        work.hashed / vectors.SEGMENT * seconds_of(lambda: slices.sum_hash(packed), 20),
     )
 
 
@@ -177,8 +182,11 @@ def measure(case: Case, flower: Flower, runs: int = RUNS) -> list[dict[str, Any]
         runs_of["signatures"].append(ours.pop("signatures"))
         runs_of["same"].append(sum(ours.values()))
         runs_of["path"].append(sum(path.values()))
-        runs_of["floor"].append(floor(least(recording)))
-        runs_of["distance"].append((sum(path.values()) - path["quantise"]) / runs_of["floor"][-1])
+        least_s, hashes_s = floor(least(recording))
+        doing = sum(path.values()) - path["quantise"]
+        runs_of["floor"].append(least_s)
+        runs_of["distance"].append(doing / least_s)
+        runs_of["distance with hashes"].append(doing / (least_s + hashes_s))
         runs_of["peer same"].append(whole_round(peer))
         runs_of["peer path"].append(client_and_server(peer, case.n))
     of = {name: statistics.median(measured) for name, measured in runs_of.items()}
@@ -191,6 +199,7 @@ def measure(case: Case, flower: Flower, runs: int = RUNS) -> list[dict[str, Any]
     lines[1] |= {
         "floor": of["floor"],
         "distance": of["distance"],
+        "distance_with_hashes": of["distance with hashes"],
         "bytes": recording.sent,
         "bytes_expected": bytes_expected(case),
     }
@@ -206,7 +215,7 @@ def growth() -> dict[str, list[dict[str, float]]]:
             gc.collect()
             paths = [recording.replay() for _ in range(3)]
             seconds = [sum(path.values()) - path["quantise"] for path in paths]
-            floors = [floor(least(recording)) for _ in range(3)]
+            floors = [floor(least(recording))[0] for _ in range(3)]
             point = {"seconds": statistics.median(seconds), "floor": statistics.median(floors)}
             found.setdefault(axis, []).append({"n": n, "d": d, "bytes": recording.sent, **point})
             print(f"n={n} d={d}: {point['seconds']:.3f} s, floor {point['floor']:.3f} s, {recording.sent:,.0f} bytes")
@@ -225,15 +234,14 @@ def main() -> None:
         return
     cases: list[dict[str, Any]] = []
     print(f"secagg: CPU seconds, medians of {RUNS} alternated runs")
-    print(
-        f"{'case':>27} {'fedpeer':>8} {'Flower':>8} {'ratio':>6} {'floor':>7} {'x floor':>7} {'MB sent':>8} {'said':>6}"
-    )
+    head = f"{'case':>27} {'fedpeer':>8} {'Flower':>8} {'ratio':>6}"
+    print(f"{head} {'floor':>7} {'x floor':>7} {'hashed':>6} {'MB sent':>8} {'said':>6}")
     with Flower() as flower:
         for case in CASES:
             for line in measure(case, flower):
                 shown = f"{line['case']:>27} {line['ours']:>8.3f} {line['peer']:>8.3f} {line['ratio']:>6.1f}"
                 if "floor" in line:
-                    shown += f" {line['floor']:>7.3f} {line['distance']:>7.2f}"
+                    shown += f" {line['floor']:>7.3f} {line['distance']:>7.2f} {line['distance_with_hashes']:>6.2f}"
                     shown += f" {line['bytes'] / 1e6:>8.3f} {line['bytes_expected'] / 1e6:>6.3f}"
                 print(shown, flush=True)
                 cases.append(line)
