@@ -218,12 +218,6 @@ class Aead:
 # streams for masks
 
 
-def aegis256_stream(seed: bytes, nonce: bytes, zeros: Buffer) -> bytes:
-    """The first len(zeros) bytes of the AEGIS-256 keystream under (seed, nonce)."""
-    sealed: bytes = sodium.crypto_aead_aegis256_encrypt(bytes(zeros), None, nonce, seed)
-    return sealed[: len(zeros)]
-
-
 def chacha20_stream(seed: bytes, nonce: bytes, zeros: Buffer) -> bytes:
     """The first len(zeros) bytes of ChaCha20 (RFC 8439, counter from 1) under (seed, 96-bit nonce)."""
     sealed: bytes = sodium.crypto_aead_chacha20poly1305_ietf_encrypt(bytes(zeros), None, nonce, seed)

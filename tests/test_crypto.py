@@ -120,10 +120,16 @@ def test_the_edwards_curve_refuses_points_outside_the_prime_order_group() -> Non
         crypto.edwards_multiply(bytes(32), point)
 
 
+def aegis256(seed: bytes, nonce: bytes, size: int) -> bytes:
+    out = bytearray(size + crypto.STREAM_SLACK)
+    crypto.aegis256_into(seed, nonce, out, size)
+    return bytes(out[:size])
+
+
 def test_the_aegis_stream_is_that_of_the_public_vector() -> None:
     # draft-irtf-cfrg-aegis-aead, AEGIS-256 test vector 1: sixteen zero bytes
     key, nonce = bytes([0x10, 0x01]) + bytes(30), bytes([0x10, 0x00, 0x02]) + bytes(29)
-    assert crypto.aegis256_stream(key, nonce, bytes(16)).hex() == "754fc3d8c973246dcc6d741412a4b236"
+    assert aegis256(key, nonce, 16).hex() == "754fc3d8c973246dcc6d741412a4b236"
 
 
 @pytest.mark.parametrize(("into", "nonce"), [(crypto.aegis256_into, bytes(32)), (crypto.chacha20_into, bytes(12))])
@@ -158,7 +164,7 @@ def test_hashes_and_streams_are_those_of_the_known_answers(shared: Path) -> None
     seed = bytes.fromhex(known["prg"]["seed"])
     for segment in (0, 1):
         number = segment.to_bytes(8, "little")
-        aegis = crypto.aegis256_stream(seed, number + bytes(24), bytes(64))
+        aegis = aegis256(seed, number + bytes(24), 64)
         chacha = crypto.chacha20_stream(seed, bytes(4) + number, bytes(64))
         assert aegis.hex() == known["prg"]["aegis256"][f"seg{segment}_first64"]
         assert chacha.hex() == known["prg"]["chacha20"][f"seg{segment}_first64"]

@@ -111,11 +111,6 @@ class Liar:
     rolled_back: bool = False
     """honest, but an old copy of its disk is put back; it counts among the f all the same"""
 
-    @property
-    def withholds(self) -> bool:
-        """Whether it keeps back what others need."""
-        return bool(self.mute) or any(x is not None for x in (self.shares_for, self.receipts_for, self.files_for))
-
 
 @dataclass(frozen=True)
 class Faults:
