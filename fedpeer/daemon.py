@@ -1,8 +1,9 @@
 """The daemon: everything is made here, in order, and lives in one nursery.
 
-Order: configuration, identity, store, mesh, catalog, aggregation, jobs, then the admin socket; READY is told to systemd
-when the mesh listens and the admin socket answers. SIGTERM and SIGINT end it in order: whatever it was doing is in the
-store, and goes on at the next start. A StoreError ends it too, with an error: it is clean after a restart.
+Order: configuration, identity, store, connections, mesh, catalog, aggregation, jobs, then the admin socket; READY is
+told to systemd when this peer listens and the admin socket answers. SIGTERM and SIGINT end it in order: whatever it was
+doing is in the store, and goes on at the next start. A StoreError ends it too, with an error: it is clean after a
+restart.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from fedpeer.jobs.contract import FindStage
 from fedpeer.jobs.execution import StartWorker
 from fedpeer.jobs.lifecycle import TERMINAL
 from fedpeer.jobs.service import Jobs
+from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.service import Mesh
 from fedpeer.network import Network, TcpNetwork
 from fedpeer.store import RunInThread, Store
@@ -70,10 +72,10 @@ class Daemon:
         self.started_at = now()
         self.events = Events()
         self.log = structlog.get_logger()
-        schemas = [*Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
+        schemas = [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
         self.store = Store(config.state, schemas, run_store)
         self.store.sweep(schemas)
-        self.mesh = Mesh(
+        self.connections = Connections(
             identity,
             config.name,
             self.store,
@@ -83,11 +85,13 @@ class Daemon:
             events=self.events,
             log=self.log,
         )
+        self.mesh = Mesh(identity, self.connections, self.store, events=self.events, log=self.log)
         self.catalog = Catalog(self.store, run_in_thread)
         self.aggregation = Aggregation(
             self.mesh, self.store, identity, run_in_thread=run_in_thread, events=self.events, log=self.log
         )
         self.jobs = Jobs(
+            self.connections,
             self.mesh,
             self.aggregation,
             self.catalog,
@@ -101,10 +105,11 @@ class Daemon:
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Live until cancelled. Started when the mesh listens and the jobs of the last run go on."""
+        """Live until cancelled. Started when this peer listens and the jobs of the last run go on."""
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.mesh.run)
+                await nursery.start(self.connections.run)
                 await nursery.start(self.aggregation.run)
                 await nursery.start(self.jobs.run)
                 task_status.started()
@@ -144,7 +149,7 @@ async def _main(config: Config, identity: Identity) -> None:
             nursery.start_soon(_tell_status, daemon)
             nursery.start_soon(_feed_watchdog, daemon)
             systemd.notify("READY=1")
-            daemon.log.info("ready", peer=daemon.name, listen=",".join(daemon.mesh.listening))
+            daemon.log.info("ready", peer=daemon.name, listen=",".join(daemon.connections.listening))
             async for number in signals:
                 systemd.notify("STOPPING=1", "STATUS=stopping")
                 daemon.log.info("stopping", signal=signal.Signals(number).name)
@@ -183,7 +188,7 @@ async def _tell_status(daemon: Daemon) -> None:
     """One line of `systemctl status`, whenever it changes."""
     told = ""
     while True:
-        peers = daemon.mesh.peers()
+        peers = daemon.connections.peers()
         living = [job for job in await daemon.jobs.list() if job.state not in TERMINAL]
         status = f"STATUS={sum(peer.connected for peer in peers)} of {len(peers)} peers connected, {len(living)} jobs"
         if status != told:

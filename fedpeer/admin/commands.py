@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fedpeer.identity import Card, Identity
     from fedpeer.jobs.service import Jobs
     from fedpeer.jobs.views import JobView, LogLine, ModelView
+    from fedpeer.mesh.connections.service import Connections
     from fedpeer.mesh.roster import PeerView
-    from fedpeer.mesh.service import Mesh
     from fedpeer.store import Store
 
 JSON = "application/json"
@@ -54,7 +54,7 @@ class Daemon(Protocol):
     started_at: datetime
     events: Events
     store: Store
-    mesh: Mesh
+    connections: Connections
     catalog: Catalog
     jobs: Jobs
 
@@ -132,16 +132,16 @@ class StatusView(msgspec.Struct, kw_only=True):
 
 async def status(daemon: Daemon, _: Arguments) -> StatusView:
     """Who this peer is, whom it is connected with, and what it is doing."""
-    sent, received = daemon.mesh.traffic()
-    peers = daemon.mesh.peers()
+    sent, received = daemon.connections.traffic()
+    peers = daemon.connections.peers()
     return StatusView(
         name=daemon.name,
         id=daemon.identity.id,
-        fingerprint=daemon.mesh.card.fingerprint,
+        fingerprint=daemon.connections.card.fingerprint,
         version=importlib.metadata.version("fedpeer"),
         home=str(daemon.config.home),
         started=daemon.started_at.isoformat(timespec="seconds"),
-        listening=list(daemon.mesh.listening),
+        listening=list(daemon.connections.listening),
         addresses=list(daemon.config.addresses),
         peers=len(peers),
         connected=sum(peer.connected for peer in peers),
@@ -158,33 +158,33 @@ def view_of_card(card: Card) -> CardView:
 
 async def card_show(daemon: Daemon, _: Arguments) -> CardView:
     """Print the own card, the line that other organizations add, and its fingerprint in words."""
-    return view_of_card(daemon.mesh.card)
+    return view_of_card(daemon.connections.card)
 
 
 async def peer_add(daemon: Daemon, ask: NewPeer) -> PeerView:
     """Add another organization's card: text, a file, or - for standard input."""
-    return await daemon.mesh.add_peer(ask.card)
+    return await daemon.connections.add_peer(ask.card)
 
 
 async def peer_list(daemon: Daemon, _: Arguments) -> list[PeerView]:
     """List the peers of the roster."""
-    return daemon.mesh.peers()
+    return daemon.connections.peers()
 
 
 async def peer_show(daemon: Daemon, ask: Ref) -> PeerView:
     """Show one peer: its fingerprint, addresses, and why it is not connected."""
-    return daemon.mesh.peer(ask.ref)
+    return daemon.connections.peer(ask.ref)
 
 
 async def peer_ping(daemon: Daemon, ask: Ref) -> dict[str, Any]:
     """Measure the round trip to a connected peer."""
-    peer = daemon.mesh.peer(ask.ref)
-    return {"id": peer.id, "name": peer.name, "seconds": await daemon.mesh.ping(peer.id)}
+    peer = daemon.connections.peer(ask.ref)
+    return {"id": peer.id, "name": peer.name, "seconds": await daemon.connections.ping(peer.id)}
 
 
 async def peer_remove(daemon: Daemon, ask: Ref) -> PeerView:
     """Take a peer off the roster and end the session with it."""
-    return await daemon.mesh.remove_peer(ask.ref)
+    return await daemon.connections.remove_peer(ask.ref)
 
 
 async def dataset_add(daemon: Daemon, ask: NewDataset) -> DatasetView:
@@ -265,7 +265,7 @@ async def health_live(_daemon: Daemon, _: Arguments) -> dict[str, bool]:
 
 async def health_ready(daemon: Daemon, _: Arguments) -> dict[str, bool]:
     """Whether it listens where it should and its store can be read."""
-    if daemon.config.listen and not daemon.mesh.listening:
+    if daemon.config.listen and not daemon.connections.listening:
         raise StoreError("the mesh does not listen yet")
     await daemon.store.read(lambda transaction: transaction.one("SELECT 1"))
     return {"ready": True}

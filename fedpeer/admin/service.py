@@ -73,8 +73,8 @@ async def serve(daemon: Daemon, log: Any, *, task_status: trio.TaskStatus[None] 
     """The whole door of one daemon: started when it answers, open until cancelled. ConfigError for a bad socket."""
     metrics = Metrics(
         daemon.events,
-        traffic=daemon.mesh.traffic,
-        connected=lambda: sum(peer.connected for peer in daemon.mesh.peers()),
+        traffic=daemon.connections.traffic,
+        connected=lambda: sum(peer.connected for peer in daemon.connections.peers()),
     )
     server = AdminServer(COMMANDS.values(), daemon, daemon.events, log=log, metrics=metrics)
     with listening(daemon.config.socket) as listeners:

@@ -24,6 +24,7 @@ from fedpeer import codec
 from fedpeer.aggregation.names import u32
 from fedpeer.crypto import equal, hash_
 from fedpeer.errors import RemoteProtocolError
+from fedpeer.mesh.roster import Roster
 from fedpeer.store import RunInThread, Store, Transaction
 
 KIND: Final = "agreed"
@@ -33,17 +34,21 @@ INLINE_BYTES: Final = 32 * 1024
 class Records(Protocol):
     """What this needs of the mesh (mesh.service.Mesh has it)."""
 
+    me: str
+
     def publish(self, tx: Transaction, scope: bytes, kind: str, slot: str, body: bytes) -> None: ...
 
     def find(self, scope: bytes, kind: str, slot: str, sender: str) -> bytes | None: ...
 
     def changed(self, scope: bytes) -> Awaitable[None]: ...
 
+
+class Files(Protocol):
+    """And of its files (mesh.files.service.Files has it)."""
+
     def offer(self, tx: Transaction, scope: bytes, digest: bytes, size: int) -> None: ...
 
     def fetch(self, scope: bytes, digest: bytes, size: int, holders: Sequence[str]) -> Awaitable[Path]: ...
-
-    def name_of(self, peer: str) -> str: ...
 
 
 class AgreedRecord(codec.Record, frozen=True):
@@ -63,8 +68,8 @@ def proposer(contract: bytes, stage: str, turn: int, k: int, parties: Sequence[s
 class Agreed:
     """Agreed values of all contracts of this daemon."""
 
-    def __init__(self, mesh: Records, store: Store, me: str, run_in_thread: RunInThread) -> None:
-        self._mesh, self._store, self._me, self._run = mesh, store, me, run_in_thread
+    def __init__(self, mesh: Records, files: Files, roster: Roster, store: Store, run_in_thread: RunInThread) -> None:
+        self._mesh, self._files, self._roster, self._store, self._run = mesh, files, roster, store, run_in_thread
 
     async def agree(self, contract: bytes, parties: Sequence[str], stage: str, turn: int, k: int, mine: bytes) -> bytes:
         """One party's bytes for all, chosen by (contract, stage, turn, k).
@@ -74,7 +79,7 @@ class Agreed:
         slot = f"{stage}/{turn}/{k}"
         leader = proposer(contract, stage, turn, k, parties)
         label = hash_("fp.sa1.agreed", contract, stage.encode(), u32(turn), u32(k))
-        if leader == self._me and self._mesh.find(contract, KIND, slot, leader) is None:
+        if leader == self._mesh.me and self._mesh.find(contract, KIND, slot, leader) is None:
             await self._propose(contract, slot, label, mine)
         while (body := self._mesh.find(contract, KIND, slot, leader)) is None:
             await self._mesh.changed(contract)
@@ -88,13 +93,13 @@ class Agreed:
 
         def publish(tx: Transaction) -> None:
             if not small:
-                self._mesh.offer(tx, contract, digest, size)
+                self._files.offer(tx, contract, digest, size)
             self._mesh.publish(tx, contract, KIND, slot, body)
 
         await self._store.write(publish)
 
     async def _value(self, contract: bytes, label: bytes, leader: str, body: bytes, *, limit: int) -> bytes:
-        name = self._mesh.name_of(leader)
+        name = self._roster.name_of(leader)
         try:
             record = codec.decode_as(AgreedRecord, body)
         except RemoteProtocolError as error:
@@ -106,8 +111,8 @@ class Agreed:
                 f"{name} proposed a value of {record.size} bytes, far from the size of ours", peer=leader
             )
         path = self._store.path_of(record.digest)
-        if leader != self._me:
-            path = await self._mesh.fetch(contract, record.digest, record.size, [leader])
+        if leader != self._mesh.me:
+            path = await self._files.fetch(contract, record.digest, record.size, [leader])
         data: bytes = await self._run(path.read_bytes)
         if not equal(data[: len(label)], label):
             raise RemoteProtocolError(f"{name} proposed bytes that belong to something else", peer=leader)

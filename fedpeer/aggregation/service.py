@@ -94,7 +94,7 @@ class Aggregation:
         self.mesh, self.store, self.identity = mesh, store, identity
         self.run_in_thread, self.events, self.log = run_in_thread, events, log
         self.seal = Aead(identity.sealing.reveal())
-        self._agreed = Agreed(mesh, store, identity.id, run_in_thread)
+        self._agreed = Agreed(mesh, mesh.files, mesh.roster, store, run_in_thread)
         self._drivers: dict[bytes, _Driver] = {}
         self._nursery: trio.Nursery | None = None
         self._strays: defaultdict[bytes, dict[str, Signed]] = defaultdict(dict)  # contract → slot → message
@@ -254,7 +254,7 @@ class _Driver:
         return Total(values, [self.parties[party] for party in sorted(ended.survivors)])
 
     def _failure(self, request: Request, ended: Ended) -> SumError:
-        names = ", ".join(self._mesh.name_of(self.parties[party]) for party in sorted(ended.parties))
+        names = ", ".join(self._mesh.roster.name_of(self.parties[party]) for party in sorted(ended.parties))
         what = f"sum {request.k} of turn {request.turn} of stage {request.stage!r}"
         if ended.status == "NOISE":
             return SumIsNoise(
@@ -295,7 +295,7 @@ class _Driver:
             [self._key_of(party) for party in self.parties],
             self._prg,
             self._stall_s,
-            name_of=lambda party: self._mesh.name_of(self.parties[party]),
+            name_of=lambda party: self._mesh.roster.name_of(self.parties[party]),
         )
         party = Party(setting, self._aggregation.identity.signing, random_bytes, kept, lost)
         self._mesh.refuse(self.contract, lambda record: record.kind == KIND and record.slot[:33] in self._over)
@@ -325,7 +325,7 @@ class _Driver:
         self._bell.set()
 
     def _key_of(self, peer: str) -> bytes:
-        card = self._mesh.card if peer == self._mesh.me else self._mesh.roster.get(peer)
+        card = self._mesh.roster.get(peer)
         return card.body.signing if card is not None else bytes(32)
 
     async def _look(self, party: Party) -> Step:
@@ -396,11 +396,11 @@ class _Driver:
             for digest in _files_of(signed):
                 path = self._store.path_of(digest)
                 if path.exists():
-                    self._mesh.offer(tx, self.contract, digest, path.stat().st_size)
+                    self._mesh.files.offer(tx, self.contract, digest, path.stat().st_size)
             peer = "" if to is None or to == self._me else self.parties[to]
             self._mesh.publish(tx, self.contract, KIND, _slot(self._prefix, signed), signed.raw, to=peer)
         for digest in step.drop:
-            self._mesh.withdraw(tx, self.contract, digest)
+            self._mesh.files.withdraw(tx, self.contract, digest)
         for sid in step.forget:
             self._mesh.discard_under(tx, self.contract, KIND, self._prefix + sid.hex()[:16])
 
@@ -458,7 +458,9 @@ class _Driver:
 
         if not await self._aggregation.run_in_thread(is_ours):
             peers = [self.parties[party] for party in holders if party != self._me]
-            self._paths[digest] = await self._mesh.fetch(self.contract, digest, nbytes, peers, digest_of=digest_of)
+            self._paths[digest] = await self._mesh.files.fetch(
+                self.contract, digest, nbytes, peers, digest_of=digest_of
+            )
         return True
 
     def _path(self, digest: bytes) -> Path:

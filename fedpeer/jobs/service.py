@@ -51,6 +51,7 @@ from fedpeer.jobs.contract import Contract, StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker, run_alone
 from fedpeer.jobs.lifecycle import Abort, Answer, Done, Ended, Heard, Verdict
 from fedpeer.jobs.views import JobView, LogLine, ModelView
+from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.records import Record
 from fedpeer.mesh.service import Mesh
 from fedpeer.stage import KINDS, Model, Report, Stage
@@ -109,6 +110,7 @@ class Jobs:
 
     def __init__(
         self,
+        connections: Connections,
         mesh: Mesh,
         aggregation: Aggregation,
         catalog: Catalog,
@@ -121,6 +123,7 @@ class Jobs:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         find: contract.FindStage = stage.find,
     ) -> None:
+        self._connections, self._roster = connections, connections.roster
         self._mesh, self._aggregation, self._catalog, self._store = mesh, aggregation, catalog, store
         self._start_worker, self._run_in_thread = start_worker, run_in_thread
         self._events, self._log, self._now, self._stage = events, log, now, find
@@ -152,7 +155,7 @@ class Jobs:
         read = contract.parse(
             text,
             me=self._mesh.me,
-            resolve=self._resolve,
+            resolve=self._roster.resolve,
             find=self._stage,
             now=self._seconds(),
             nonce=random_bytes(contract.NONCE_BYTES),
@@ -192,7 +195,7 @@ class Jobs:
             waiting = ", ".join(self._view(job).waiting_for)
             state = f"is complete here, and waits for {waiting}" if waiting else f"has ended: {job.view.state}"
             raise JobError(f"the job {job.view.name!r} {state}")
-        job.failure = job.failure or Cancelled(f"cancelled by {self._name_of(self._mesh.me)}")
+        job.failure = job.failure or Cancelled(f"cancelled by {self._roster.name_of(self._mesh.me)}")
         self._judge(job)
         await job.over.wait()
         return self._view(job)
@@ -273,7 +276,7 @@ class Jobs:
         try:
             read = contract.read(record.body)
         except RemoteProtocolError as error:
-            self._log.warning("contract_refused", peer=self._name_of(record.sender), reason=error.message)
+            self._log.warning("contract_refused", peer=self._roster.name_of(record.sender), reason=error.message)
             return
         living = sum(
             not job.closed and job.contract.peer_of[job.contract.initiator] == record.sender
@@ -289,14 +292,14 @@ class Jobs:
         }
         if any(wrong.values()):
             reason = next(reason for reason, holds in wrong.items() if holds)
-            self._log.warning("contract_refused", peer=self._name_of(record.sender), reason=reason)
+            self._log.warning("contract_refused", peer=self._roster.name_of(record.sender), reason=reason)
             return
         await self._add(record.body, read)
 
     def _equivocated(self, scope: bytes, peer: str) -> None:
         job = self._jobs.get(scope)
         if job is not None and not self._is_complete(job):
-            name = self._name_of(peer)
+            name = self._roster.name_of(peer)
             what = f"{name} said two different things where it may say one; both statements are kept"
             job.failure = job.failure or Equivocation(what, peer=name)
             self._judge(job)
@@ -311,7 +314,7 @@ class Jobs:
             self._stage,
         )
         self._jobs[job.id] = job  # before anything is awaited: the same contract may arrive again meanwhile
-        facts = {"initiator": self._name_of(read.peer_of[read.initiator])}
+        facts = {"initiator": self._roster.name_of(read.peer_of[read.initiator])}
 
         def keep(tx: Transaction) -> None:
             archive.add(tx, job.id, body, created, salt)
@@ -329,7 +332,9 @@ class Jobs:
         return job
 
     def _first_view(self, read: Contract, body: bytes, created: str) -> JobView:
-        return views.first_view(read, contract.contract_id(body), created, self._mesh.me, self._name_of, self._stage)
+        return views.first_view(
+            read, contract.contract_id(body), created, self._mesh.me, self._roster.name_of, self._stage
+        )
 
     async def _load(self, kept: archive.Kept) -> _Job:
         """A job of the store as it was."""
@@ -379,12 +384,12 @@ class Jobs:
         while True:
             stall = job.contract.rules.stall_s
             needed = self._needed(job)
-            away = {p: away.get(p, trio.current_time()) for p in needed if not self._mesh.connected(p)}
+            away = {p: away.get(p, trio.current_time()) for p in needed if not self._connections.connected(p)}
             late = [peer for peer, since in away.items() if trio.current_time() - since >= stall]
             if self._is_complete(job):
                 job.gone = set(late)
             elif late:
-                name = self._name_of(late[0])
+                name = self._roster.name_of(late[0])
                 job.failure = job.failure or PeerAbsent(f"{name} could not be reached for {stall} s", peer=name)
             self._judge(job)
             left = job.contract.expires + contract.SKEW_S - self._seconds()
@@ -404,7 +409,7 @@ class Jobs:
         if lifecycle.agreed(job.contract, heard):
             job.agreed.set()
         job.verdict = lifecycle.judge(
-            job.contract, heard, self._seconds(), job.failure, job.common, self._name_of, job.gone
+            job.contract, heard, self._seconds(), job.failure, job.common, self._roster.name_of, job.gone
         )
         if job.verdict is not None:
             job.scope.cancel()
@@ -416,7 +421,7 @@ class Jobs:
             await job.agreed.wait()
             if job.view.state == lifecycle.State.PROPOSED:
                 await self._write(job, lambda tx: None, ("agreed", {}))
-            lifecycle.compare_columns(job.contract, self._hear(job).answers, self._name_of)
+            lifecycle.compare_columns(job.contract, self._hear(job).answers, self._roster.name_of)
             for entry in job.contract.in_order():
                 if job.view.me in entry.role_of:
                     await self._run_stage(job, entry)
@@ -442,7 +447,7 @@ class Jobs:
 
         own = self._hear(job).answers.get(self._mesh.me)
         refused = own is not None and not own.approved
-        ended = lifecycle.ended_of(verdict, job.failure, self._name_of(self._mesh.me))
+        ended = lifecycle.ended_of(verdict, job.failure, self._roster.name_of(self._mesh.me))
 
         def end(tx: Transaction) -> tuple[Sequence[bytes], Sequence[bytes]]:
             archive.end(tx, job.id, verdict.event, self._time())
@@ -533,7 +538,7 @@ class Jobs:
         for peer in read.peers:
             try:
                 if peer != self._mesh.me:
-                    self._mesh.resolve(peer)
+                    self._roster.resolve(peer)
             except FedpeerError as error:
                 raise _Refused("participants", error) from None
         for (stage_id, _), name in read.datasets(read.alias_of[self._mesh.me]).items():
@@ -696,7 +701,7 @@ class Jobs:
         for peer, answer in self._hear(job).answers.items():
             if peer not in job.told:
                 job.told.add(peer)
-                facts = {"peer": peer, "name": self._name_of(peer)}
+                facts = {"peer": peer, "name": self._roster.name_of(peer)}
                 if answer.approved:
                     self._say(job, "countersigned", facts)
                 else:
@@ -739,17 +744,17 @@ class Jobs:
         """A copy for the operator, with who is connected and on whom it waits now."""
         view = msgspec.convert(msgspec.to_builtins(job.view), JobView)
         for participant in view.participants:
-            participant.name = self._name_of(participant.peer)
-            participant.connected = participant.peer == self._mesh.me or self._mesh.connected(participant.peer)
+            participant.name = self._roster.name_of(participant.peer)
+            participant.connected = participant.peer == self._mesh.me or self._connections.connected(participant.peer)
         if not job.over.is_set():
             waiting = lifecycle.waiting_for(
                 job.contract,
                 self._hear(job),
                 lifecycle.State(view.state),
                 self._mesh.me,
-                lambda peer: not self._mesh.connected(peer),
+                lambda peer: not self._connections.connected(peer),
             )
-            view.waiting_for = [self._name_of(peer) for peer in waiting]
+            view.waiting_for = [self._roster.name_of(peer) for peer in waiting]
         return view
 
     def _find(self, ref: str) -> _Job:
@@ -761,13 +766,6 @@ class Jobs:
             ids = ", ".join(f"{job.id.hex()} ({job.view.state})" for job in found)
             raise Ambiguous(f"{len(found)} jobs are named or begin with {ref!r}", hint=f"give one of the ids: {ids}")
         return found[0]
-
-    def _resolve(self, ref: str) -> str:
-        """The id of a peer by what people call it, this one too."""
-        return self._mesh.me if ref in (self._mesh.me, self._mesh.card.name) else self._mesh.resolve(ref)
-
-    def _name_of(self, peer: str) -> str:
-        return str(self._mesh.name_of(peer))
 
     def _seconds(self) -> int:
         return int(self._now().timestamp())

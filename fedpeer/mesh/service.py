@@ -1,63 +1,37 @@
-"""The mesh: sessions with every peer of the roster, and delivery that survives them.
+"""The mesh: scopes with a part in them for every peer of their audience, and delivery that survives sessions.
 
 Rules
-* A session needs both rosters: a peer that is not in ours gets not one byte, whatever it sends.
-* A peer is dialled at the addresses of its card, again and again with a jittered pause; a peer without addresses dials.
-  Two sessions with one peer are settled by both sides alike (`Claim.replaces`), when the other side's Hello is here: a
-  dead session stays until the new one has proved itself with a valid frame.
-* Exactly three places catch everything: the accept loop's task for one connection, the dial of one peer, and the
-  supervisor of one session. StoreError passes the last: it ends the daemon, which is clean after a restart.
+* Responsible for what is said in a scope: records and who passes them on to whom, letters, and what is known of the
+  neighbours. Who is connected is in connections/, files are in files/, what one session says in session/.
 * Functions that take a transaction touch the database only, and may be called in its thread. What is in memory follows
   in `after_commit`; so nothing is said to anybody that is not on disk.
-* Caps before authentication are the Door's; those for peers of the roster are in records.py, mail.py and blobs.py.
+* Caps for peers of the roster are in records.py, mail.py and blobs.py.
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Final
 
 import trio
 
 from fedpeer.codec import Buffer
-from fedpeer.crypto import random_bytes
-from fedpeer.errors import (
-    ConfigError,
-    HandshakeError,
-    LocalProtocolError,
-    NotFound,
-    RemoteProtocolError,
-    SessionError,
-    StoreError,
-    TrustError,
-)
+from fedpeer.errors import LocalProtocolError, RemoteProtocolError, StoreError, TrustError
 from fedpeer.events import Events
 from fedpeer.identity import Card, Identity
-from fedpeer.mesh import blobs, gossip, mail, records, roster
-from fedpeer.mesh.blobs import DigestOf, Fetched, Incoming
-from fedpeer.mesh.door import Door, pause
+from fedpeer.mesh import blobs, gossip, mail, records
+from fedpeer.mesh.connections.service import Connections
+from fedpeer.mesh.files.service import Files
 from fedpeer.mesh.gossip import Neighbours
 from fedpeer.mesh.mail import Mail, Place
 from fedpeer.mesh.messages import MAX_AUDIENCE, Near
 from fedpeer.mesh.records import Record, Shelf, Signed
-from fedpeer.mesh.roster import PeerView, Roster
 from fedpeer.mesh.session.service import Bell, Session, read_file
-from fedpeer.network import Listener, Network
 from fedpeer.store import Schema, Store, Transaction
-from fedpeer.wire.service import initiate, respond
 
-DIAL_S: Final = 5.0
-SECOND_DIALLER_S: Final = 0.5
-"""how long the peer with the greater id leaves the first dial to the other, when both can dial"""
-PULL_AGAIN_S: Final = 0.2
-SUSPECT_S: Final = 5.0
-"""how long a file is not asked for, when over every relay a wrong one came"""
 CONTRACT: Final = "contract"
 """the one kind of record that is listened to before its scope is open"""
 
@@ -75,7 +49,6 @@ class Scope:
         self.refusals: list[Callable[[Record], bool]] = []
         self.outbox: defaultdict[str, Bell] = defaultdict(Bell)
         self.inbox: defaultdict[str, Bell] = defaultdict(Bell)
-        self.fetching: dict[bytes, trio.Lock] = {}
 
     def wake(self) -> None:
         """Everybody who waits for something of this scope looks again."""
@@ -84,316 +57,45 @@ class Scope:
 
 
 class Mesh:
-    """This peer among its peers. Made from what is in the store; `run` connects it."""
+    """This peer among its peers. Made from what is in the store; `run` keeps what is known of neighbours true."""
 
-    SCHEMAS: ClassVar[list[Schema]] = [roster.SCHEMA, records.SCHEMA, mail.SCHEMA, blobs.SCHEMA]
+    SCHEMAS: ClassVar[list[Schema]] = [records.SCHEMA, mail.SCHEMA, blobs.SCHEMA]
 
-    def __init__(
-        self,
-        identity: Identity,
-        name: str,
-        store: Store,
-        network: Network,
-        *,
-        listen: tuple[str, ...],
-        addresses: tuple[str, ...],
-        events: Events,
-        log: Any,
-        random: Random | None = None,
-    ) -> None:
+    def __init__(self, identity: Identity, connections: Connections, store: Store, *, events: Events, log: Any) -> None:
         self.me = identity.id
-        self.card = identity.card(name, addresses)
-        self.listening: list[str] = []
+        self.connections, self.roster = connections, connections.roster
+        self.store = store
         self.on_unknown_scope: Callable[[Record], Awaitable[None]] | None = None
         """Set it before `run`: what comes while it is None is not kept, and comes again with the next session only."""
         self.on_equivocation: Callable[[bytes, str], None] | None = None
         """Told (scope, peer) when a peer has said two different things there; both are on disk."""
-        self.door = Door()
-        self.store = store
-        self.boot = random_bytes(8)
-        self.epochs: Counter[str] = Counter()
-        self.sessions: dict[str, Session] = {}
-        self.connections = Bell()
         self.room = Bell()
         self.considered: set[bytes] = set()
         """scopes whose contract is here, and perhaps about to open them"""
-        self.fetched = Fetched(store.folder)
-        self._identity, self._network, self._listen = identity, network, listen
-        self._events, self._log = events, log
-        self._random = random or Random()  # noqa: S311 - spreads dials in time
-        self._nursery: trio.Nursery | None = None
-        self._dialling: dict[str, trio.CancelScope] = {}
-        self._live: set[Session] = set()
-        self._ended: dict[str, tuple[int, int]] = {}
-        self._since: dict[str, str] = {}
-        self._errors: dict[str, str] = {}
+        self.files = Files(connections, store, lambda scope: self._scope(scope).neighbours, log)
+        self._identity, self._events, self._log = identity, events, log
+        self._random = Random()  # noqa: S311 - spreads questions in time
         self._seals: dict[str, Verify] = {}
         self._changes = Bell()
         self._strays: dict[str, Callable[[Record], None]] = {}
-        self.roster: Roster
         self.scopes: dict[bytes, Scope]
         store.write_now(self._load)
+        connections.converse = partial(Session, self)
+        connections.on_connected, connections.on_lost = self._connected, self._lost
 
     def _load(self, tx: Transaction) -> None:
-        self.roster = Roster(self.card, roster.load(tx))
         loaded = records.load(tx, self.me)
         self.scopes = {scope: Scope(self.me, audience, shelf) for scope, (audience, shelf) in loaded.items()}
         self.waiting = mail.Waiting(tx)
         blobs.sweep(tx, self.store)
-        self.fetched.sweep(self.scopes)
+        self.files.fetched.sweep(self.scopes)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen, dial and converse until cancelled. Started when it listens. ConfigError for an address in use."""
-        listeners: list[Listener] = []
-        try:
-            for address in self._listen:
-                listeners.append(await self._network.listen(address))  # noqa: PERF401 - what is open is closed below
-            self.listening = [listener.address for listener in listeners]
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                for listener in listeners:
-                    nursery.start_soon(self._accept, listener)
-                for card in self.roster:
-                    self._start_dialling(card.id)
-                nursery.start_soon(self._mend)
-                nursery.start_soon(self._look_around)
-                task_status.started()
-                await trio.sleep_forever()
-        finally:
-            self._nursery = None
-            with trio.CancelScope(shield=True):
-                for listener in listeners:
-                    await listener.aclose()
-
-    # roster
-
-    async def add_peer(self, card_text: str) -> PeerView:
-        """Add a peer, or replace its card. Raises CardError, TrustError (another peer of that name)."""
-        card = self.roster.check(card_text)
-        if self.roster.get(card.id) != card:
-            now = _now()
-            await self.store.write(lambda tx: roster.save(tx, card, now))
-            self.roster.add(card)
-            self._start_dialling(card.id)
-        return self._view(card)
-
-    async def remove_peer(self, ref: str) -> PeerView:
-        """Forget a peer and end the session with it at once. Raises NotFound, Ambiguous."""
-        card = self._card(ref)
-        await self.store.write(lambda tx: roster.forget(tx, card.id))
-        self.roster.remove(card.id)
-        for session in [session for session in self._live if session.peer == card.id]:
-            session.end("it was removed from the roster")
-        if card.id in self._dialling:
-            self._dialling.pop(card.id).cancel()
-        self._errors[card.id] = "it was removed from the roster"
-        return self._view(card, connected=False)
-
-    def peers(self) -> list[PeerView]:
-        """By name."""
-        return [self._view(card) for card in self.roster]
-
-    def peer(self, ref: str) -> PeerView:
-        """Raises NotFound (also for ourselves), Ambiguous."""
-        return self._view(self._card(ref))
-
-    async def ping(self, ref: str) -> float:
-        """The seconds until a peer answered. Raises SessionError if it is not connected."""
-        card = self._card(ref)
-        session = self.sessions.get(card.id)
-        if session is None:
-            raise SessionError(f"{card.name} is not connected: {self._view(card).error}", peer=card.name)
-        return await session.link.ping()
-
-    def resolve(self, ref: str) -> str:
-        """The peer id of a name, an id or a beginning of one; ours, too. Raises NotFound, Ambiguous."""
-        return self.roster.resolve(ref)
-
-    def name_of(self, peer: str) -> str:
-        return self.roster.name_of(peer)
-
-    def connected(self, peer: str) -> bool:
-        return peer in self.sessions
-
-    def traffic(self) -> tuple[int, int]:
-        """Bytes sent and received on the streams of all sessions since the start."""
-        pairs = [*self._ended.values(), *((s.link.bytes_sent, s.link.bytes_received) for s in self._live)]
-        return sum(sent for sent, _ in pairs), sum(received for _, received in pairs)
-
-    def _card(self, ref: str) -> Card:
-        peer = self.roster.resolve(ref)
-        card = self.roster.get(peer)
-        if card is None or peer == self.me:
-            raise NotFound(f"{ref!r} is this peer itself")
-        return card
-
-    def _view(self, card: Card, *, connected: bool | None = None) -> PeerView:
-        peer = card.id
-        sent, received = self._ended.get(peer, (0, 0))
-        for session in self._live:
-            if session.peer == peer:
-                sent, received = sent + session.link.bytes_sent, received + session.link.bytes_received
-        connected = peer in self.sessions if connected is None else connected
-        silent = "not dialled yet" if card.body.addresses else "its card has no address: it has to dial us"
-        return PeerView(
-            id=peer,
-            name=card.name,
-            fingerprint=card.fingerprint,
-            addresses=list(card.body.addresses),
-            connected=connected,
-            since=self._since.get(peer, "") if connected else "",
-            bytes_sent=sent,
-            bytes_received=received,
-            error="" if connected else self._errors.get(peer, silent),
-        )
-
-    # sessions
-
-    async def _accept(self, listener: Listener) -> None:
-        assert self._nursery is not None
-        while True:
-            try:
-                stream, source = await listener.accept()
-            except Exception:
-                self._log.exception("accept_failed", address=listener.address)
-                await trio.sleep(0.1)
-                continue
-            if self.door.enter(source, trio.current_time()):
-                self._nursery.start_soon(self._let_in, stream, source)
-            else:
-                self._nursery.start_soon(self._turn_away, stream)
-
-    async def _turn_away(self, stream: trio.abc.Stream) -> None:
-        try:
-            await trio.aclose_forcefully(stream)
-        except Exception:
-            self._log.exception("close_failed")
-
-    async def _let_in(self, stream: trio.abc.Stream, source: str) -> None:
-        try:
-            try:
-                link = await respond(stream, self._identity.dh, lambda key: self.roster.by_key(key) is not None)
-            finally:
-                self.door.leave(source)
-        except HandshakeError as error:
-            self.door.refused["handshake"] += 1
-            self._log.debug("handshake_refused", source=source, reason=error.message)
-        except Exception:
-            self.door.refused["error"] += 1
-            self._log.exception("handshake_failed", source=source)
-        else:
-            self.door.know(source)
-            await self._converse(Session(self, self._peer_of(link.remote), link))
-
-    def _peer_of(self, key: bytes) -> str:
-        card = self.roster.by_key(key)
-        return card.id if card else ""
-
-    async def _converse(self, session: Session) -> bool:
-        """Supervise one session until it ends. Whether it was one that may be dialled again without a longer pause."""
-        if session.peer not in self.roster:  # removed while the handshake was on its way
-            await session.link.aclose()
-            return False
-        self._live.add(session)
-        try:
-            await session.run()
-        except Exception as error:
-            group = error if isinstance(error, ExceptionGroup) else ExceptionGroup("in a session", [error])
-            fatal, rest = group.split(StoreError)
-            if fatal is not None:
-                raise fatal from None
-            session.reason, session.violated = "a fault here; the log has it", True
-            self._log.error("session_failed", peer=self.name_of(session.peer), exc_info=rest)
-        finally:
-            self._ended_now(session)
-        return session.claim is not None and not session.violated
-
-    def adopt(self, session: Session) -> bool:
-        """The Hello of a session is here: whether it is now the session with its peer."""
-        peer = session.peer
-        assert session.claim is not None
-        old = self.sessions.get(peer)
-        if old is not None:
-            assert old.claim is not None
-            if not session.claim.replaces(old.claim):
-                session.end("another session with this peer stays")
-                return False
-            old.end("a newer session took its place")
-            self._lost(peer)
-        self.sessions[peer] = session
-        self._since[peer] = _now()
-        self._errors.pop(peer, None)
-        if old is None:
-            self._publish(peer, "peer_connected", "")
-        self.connections.ring()
-        for scope, opened in self.scopes.items():
-            if peer in opened.audience:
-                session.sync(scope)
-        return True
-
-    def _ended_now(self, session: Session) -> None:
-        peer = session.peer
-        self._live.discard(session)
-        sent, received = self._ended.get(peer, (0, 0))
-        self._ended[peer] = (sent + session.link.bytes_sent, received + session.link.bytes_received)
-        if self.sessions.get(peer) is session:
-            del self.sessions[peer]
-            self.epochs[peer] += 1
-            self._errors[peer] = session.reason
-            self._lost(peer)
-            self._publish(peer, "peer_disconnected", session.reason)
-            self.connections.ring()
-        elif peer not in self.sessions:
-            self._errors[peer] = session.reason
-
-    def _publish(self, peer: str, event: str, reason: str) -> None:
-        self._log.info(event, peer=self.name_of(peer), reason=reason)
-        self._events.publish(f"peer:{peer}", event, peer=peer, name=self.name_of(peer), reason=reason)
-
-    def _start_dialling(self, peer: str) -> None:
-        if peer in self._dialling:
-            self._dialling.pop(peer).cancel()
-        card = self.roster.get(peer)
-        if self._nursery is not None and card is not None and card.body.addresses:
-            self._dialling[peer] = scope = trio.CancelScope()
-            self._nursery.start_soon(self._dial, card, scope)
-
-    async def _dial(self, card: Card, scope: trio.CancelScope) -> None:
-        """Keep a session with this peer as long as it is in the roster with this card."""
-        patience = SECOND_DIALLER_S if self.me > card.id and self.card.body.addresses else 0.0
-        failures = 0
-        with scope:
-            while True:
-                ticket = self.connections.ticket
-                if card.id in self.sessions:
-                    await ticket.wait()
-                    continue
-                await trio.sleep(pause(failures, self._random.random()) + patience)
-                if card.id not in self.sessions:
-                    address = card.body.addresses[failures % len(card.body.addresses)]
-                    failures = 0 if await self._dial_once(card, address) else failures + 1
-
-    async def _dial_once(self, card: Card, address: str) -> bool:
-        try:
-            with trio.fail_after(DIAL_S):
-                stream = await self._network.connect(address)
-            link = await initiate(stream, self._identity.dh, card.body.dh)
-        except trio.TooSlowError:
-            error = f"{address}: no connection within {DIAL_S:.0f} seconds"
-        except HandshakeError as refusal:
-            error = f"{address}: {refusal.message}"
-        except (OSError, ValueError) as cause:  # ValueError: the resolver's, for a host that cannot be
-            error = f"{address}: {_words(cause)}"
-        except ConfigError as mistake:
-            error = mistake.message
-        except Exception:
-            error = f"{address}: a fault here; the log has it"
-            self._log.exception("dial_failed", peer=card.name, address=address)
-        else:
-            return await self._converse(Session(self, card.id, link))
-        if card.id not in self.sessions:
-            self._errors[card.id] = error
-        return False
+        """Ask again for what may have been missed, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._mend)
+            nursery.start_soon(self._look_around)
+            task_status.started()
 
     # scopes
 
@@ -428,16 +130,16 @@ class Mesh:
     def _closed(self, scope: bytes) -> None:
         opened = self.scopes.pop(scope, None)
         self.waiting.close(scope)
-        self.fetched.close(scope)
+        self.files.fetched.close(scope)
         if opened is not None:
             opened.wake()
             for session in self._audience(opened):
                 session.forget(scope)
         self.room.ring()
-        self.connections.ring()
+        self.files.ways.ring()
 
     def _audience(self, opened: Scope) -> list[Session]:
-        return [self.sessions[peer] for peer in opened.audience if peer in self.sessions]
+        return [self.connections.sessions[peer] for peer in opened.audience if peer in self.connections.sessions]
 
     def _scope(self, scope: bytes) -> Scope:
         opened = self.scopes.get(scope)
@@ -455,18 +157,22 @@ class Mesh:
     def met(self, session: Session, scope: bytes, bits: bytes) -> None:
         """Over there the scope is open, and these are the neighbours of that peer."""
         opened, peer = self.scopes.get(scope), session.peer
-        if opened is None or peer not in opened.audience or self.sessions.get(peer) is not session:
+        if opened is None or peer not in opened.audience or self.connections.sessions.get(peer) is not session:
             return
         if opened.neighbours.meet(peer, bits):
             self._tell_near(scope, opened)
         elif opened.neighbours.gained:
             self._changes.ring()
-        self.connections.ring()
+        self.files.ways.ring()
 
     def not_open(self, session: Session, scope: bytes) -> None:
         """A peer answered that the scope is not open there: it is told the contract."""
         opened = self.scopes.get(scope)
-        if opened is not None and session.peer in opened.audience and self.sessions.get(session.peer) is session:
+        if (
+            opened is not None
+            and session.peer in opened.audience
+            and self.connections.sessions.get(session.peer) is session
+        ):
             opened.neighbours.unopened.add(session.peer)
             for signed in opened.shelf.of_kind(CONTRACT):
                 session.push(signed)
@@ -474,8 +180,19 @@ class Mesh:
     def closed(self, session: Session, scope: bytes) -> None:
         """A peer has closed the scope: it said all that it had to say."""
         opened = self.scopes.get(scope)
-        if opened is not None and self.sessions.get(session.peer) is session and opened.neighbours.part(session.peer):
+        if (
+            opened is not None
+            and self.connections.sessions.get(session.peer) is session
+            and opened.neighbours.part(session.peer)
+        ):
             self._tell_near(scope, opened)
+
+    def _connected(self, session: Session) -> None:
+        """There is a session with a peer: each side says what it holds of what both have a part in."""
+        self.files.ways.ring()
+        for scope, opened in self.scopes.items():
+            if session.peer in opened.audience:
+                session.sync(scope)
 
     def _lost(self, peer: str) -> None:
         """The session with a peer is over: what it said may have been missed."""
@@ -484,6 +201,7 @@ class Mesh:
                 opened.neighbours.lost.add(peer)
                 self._tell_near(scope, opened)
         self._changes.ring()
+        self.files.ways.ring()
 
     def _tell_near(self, scope: bytes, opened: Scope) -> None:
         for session in self._audience(opened):  # who opens it later knows it from the first moment
@@ -497,10 +215,10 @@ class Mesh:
                 neighbours = opened.neighbours
                 for signed in opened.shelf.directed() if neighbours.lost or neighbours.gained else ():
                     for peer in neighbours.detours(signed.record):
-                        self.sessions[peer].push_anew(signed)
+                        self.connections.sessions[peer].push_anew(signed)
                 if lost := neighbours.lost.difference(neighbours):
                     for peer in neighbours:
-                        self.sessions[peer].ask(scope, gossip.bits_of(opened.audience, lost))
+                        self.connections.sessions[peer].ask(scope, gossip.bits_of(opened.audience, lost))
                 neighbours.lost.clear()
                 neighbours.gained.clear()
             await ticket.wait()
@@ -515,7 +233,7 @@ class Mesh:
             for scope, opened in self.scopes.items():
                 if neighbours := sorted(opened.neighbours):
                     everyone = gossip.bits_of(opened.audience, opened.audience)
-                    self.sessions[neighbours[turn % len(neighbours)]].ask(scope, everyone)
+                    self.connections.sessions[neighbours[turn % len(neighbours)]].ask(scope, everyone)
 
     # records
 
@@ -537,7 +255,7 @@ class Mesh:
         """
         record = Record(scope, kind, slot, self.me, bytes(body), to)
         if to and (to == self.me or to not in (records.audience_of(tx, scope) or ())):
-            raise LocalProtocolError(f"{self.name_of(to)} is not another peer of this scope")
+            raise LocalProtocolError(f"{self.roster.name_of(to)} is not another peer of this scope")
         try:
             signed = records.seal(record) if kind in self._seals else records.sign(self._identity.signing, record)
         except RemoteProtocolError as error:
@@ -619,7 +337,7 @@ class Mesh:
             return outcome
 
         if await self.store.write(commit) == "evidence":
-            peer, name = record.sender, self.name_of(record.sender)
+            peer, name = record.sender, self.roster.name_of(record.sender)
             facts = {"peer": peer, "name": name, "kind": record.kind, "slot": record.slot}
             self._log.warning("equivocation", **facts)
             self._events.publish(f"peer:{peer}", "equivocation", scope=record.scope.hex(), **facts)
@@ -655,7 +373,7 @@ class Mesh:
         except StoreError:
             raise
         except Exception:
-            self._log.exception("contract_not_considered", peer=self.name_of(record.sender))
+            self._log.exception("contract_not_considered", peer=self.roster.name_of(record.sender))
         finally:
             self.considered.discard(record.scope)
 
@@ -668,7 +386,7 @@ class Mesh:
             if signed.record.kind == CONTRACT:
                 receivers += opened.neighbours.unopened - {source}
             for peer in receivers:
-                self.sessions[peer].push(signed)
+                self.connections.sessions[peer].push(signed)
 
     # mail
 
@@ -687,7 +405,7 @@ class Mesh:
         Raises LocalProtocolError if `to` is no other peer of the scope, or the letter too large.
         """
         if to == self.me or to not in (records.audience_of(tx, contract) or ()):
-            raise LocalProtocolError(f"{self.name_of(to)} is not a peer of this scope")
+            raise LocalProtocolError(f"{self.roster.name_of(to)} is not a peer of this scope")
         seq = mail.post(tx, self.store, self.me, contract, stage, to, (tag, header, buffers))
         tx.after_commit(partial(self._posted, contract, to))
         return seq
@@ -707,10 +425,10 @@ class Mesh:
                 continue
             seq, digest, body = row
             try:
-                content = read_file(self.fetched.path_of(contract, digest)) if digest else body
+                content = read_file(self.files.fetched.path_of(contract, digest)) if digest else body
             except OSError as error:
                 self._scope(contract)  # closed meanwhile
-                raise StoreError(f"{self.fetched.path_of(contract, digest)}: {error.strerror}") from None
+                raise StoreError(f"{self.files.fetched.path_of(contract, digest)}: {error.strerror}") from None
             return mail.unpack(place._replace(seq=seq), content)
 
     def take(self, tx: Transaction, contract: bytes, stage: str, sender: str, letter: Mail) -> None:
@@ -722,136 +440,5 @@ class Mesh:
         if contract in self.scopes:
             self.waiting.add(contract, sender, -1, -size)
         if digest:
-            self.fetched.remove(contract, digest)
+            self.files.fetched.remove(contract, digest)
         self.room.ring()
-
-    # blobs
-
-    def offer(self, tx: Transaction, scope: bytes, digest: bytes, size: int) -> None:
-        """Let the audience fetch a file of the store; it is removed when the scope is closed or the offer withdrawn.
-
-        Raises LocalProtocolError if there is no such file, or no such scope.
-        """
-        if records.audience_of(tx, scope) is None:
-            raise LocalProtocolError("this scope is not open")
-        blobs.offer(tx, self.store, scope, digest, size)
-
-    def withdraw(self, tx: Transaction, scope: bytes, digest: bytes) -> None:
-        """End an offer, and forget what was fetched under this digest; after the commit the files go, too."""
-        blobs.withdraw(tx, self.store, scope, digest)
-        tx.after_commit(partial(self.fetched.remove, scope, digest))
-
-    async def fetch(
-        self, scope: bytes, digest: bytes, size: int, holders: Sequence[str], *, digest_of: DigestOf | None = None
-    ) -> Path:
-        """The file of that digest and size, from any of the holders (peer ids) that is connected; waits for one.
-
-        While none is, neighbours that are connected to one are asked. `digest_of` of the whole must give the digest;
-        without it hash_("fp.file", view) must. The file is whole, verified and durable, and stays until the scope is
-        closed or it is withdrawn. Concurrent calls share one transfer. Raises TrustError if every holder itself sent
-        something else (what comes over another peer convicts nobody), LocalProtocolError once closed.
-        """
-        if self.me in holders and (own := self.store.path_of(digest)).exists():
-            return own
-        return await self.pull(scope, digest, size, holders, digest_of=digest_of)
-
-    async def pull(
-        self,
-        scope: bytes,
-        digest: bytes,
-        size: int,
-        holders: Sequence[str],
-        *,
-        digest_of: DigestOf | None = None,
-        relays: bool = True,
-    ) -> Path:
-        """`fetch`, from others only; with `relays` False from the holders themselves only."""
-        opened = self._scope(scope)
-        path = self.fetched.path_of(scope, digest)
-        lock = opened.fetching.setdefault(digest, trio.Lock())
-        try:
-            async with lock:
-                self._scope(scope)  # it may have been closed while we waited
-                if not path.exists():
-                    incoming = Incoming(path, digest, size, digest_of) if digest_of else Incoming(path, digest, size)
-                    await self._transfer(scope, incoming, holders, relays)
-        finally:
-            if not lock.locked():
-                opened.fetching.pop(digest, None)
-        return path
-
-    async def _transfer(self, scope: bytes, incoming: Incoming, holders: Sequence[str], relays: bool) -> None:
-        honest = [peer for peer in holders if peer != self.me]
-        suspects: set[tuple[str, str]] = set()  # (relay, holder)
-        whole = False  # what several brought was wrong once: from now on one must bring all of it
-        tries = 0
-        try:
-            while True:
-                ticket = self.connections.ticket
-                ways = self._ways(scope, honest, relays)
-                usable = [way for way in ways if way not in suspects]
-                if ways and not usable:
-                    suspects.clear()
-                    await trio.sleep(SUSPECT_S)
-                    continue
-                if not (usable or incoming.complete):
-                    await ticket.wait()
-                    continue
-                way = usable[tries % len(usable)] if usable else None
-                tries += 1
-                fresh = incoming.offset == 0 and not incoming.complete
-                if not incoming.complete and way is not None:
-                    relay, holder = way
-                    await self.sessions[relay].pull(scope, incoming, "" if relay == holder else holder)
-                    if whole and not incoming.complete:
-                        incoming.restart()
-                        suspects |= {way} if relay != holder else set()
-                if not incoming.complete:
-                    await trio.sleep(PULL_AGAIN_S)
-                elif await self.store.run(incoming.finish):
-                    return
-                elif not fresh or way is None:
-                    whole = True
-                else:
-                    self._refuse_blob(incoming.digest, way, suspects, honest)
-        except StoreError:
-            self._scope(scope)  # its folder is gone because the scope was closed: no fault of the disk
-            raise
-        finally:
-            incoming.close()
-
-    def _ways(self, scope: bytes, holders: Sequence[str], relays: bool) -> list[tuple[str, str]]:
-        """Whom to ask for a file of which holder: the holders themselves, or who says that it is connected to one."""
-        neighbours = self._scope(scope).neighbours
-        direct = [(peer, peer) for peer in holders if peer in self.sessions]
-        over = ((relay, peer) for peer in holders for relay in neighbours.beside(peer) if relay in self.sessions)
-        return direct or (list(over) if relays else [])
-
-    def _refuse_blob(
-        self, digest: bytes, way: tuple[str, str], suspects: set[tuple[str, str]], honest: list[str]
-    ) -> None:
-        """One peer brought all of a file, and it is another one."""
-        relay, holder = way
-        name = self.name_of(relay)
-        self._log.warning("blob_refused", peer=name, holder=self.name_of(holder), digest=digest.hex())
-        if relay != holder:
-            suspects.add(way)
-            return
-        honest.remove(holder)
-        if not honest:
-            raise TrustError(f"{name} sent another file than it offered", peer=name)
-
-
-def _words(error: OSError | ValueError) -> str:
-    """What an operator reads of a failed dial."""
-    if isinstance(error, ValueError):
-        return str(error)
-    cause = error.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[-1]
-    number = (cause.errno if isinstance(cause, OSError) else None) or error.errno
-    return (os.strerror(number) if number and number > 0 else error.strerror or str(error)).lower()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

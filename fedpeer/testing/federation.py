@@ -179,8 +179,8 @@ class Federation(Mapping[str, Organization]):
         for one in self.values():
             for other in self.values():
                 if one is not other:
-                    await one.daemon.mesh.add_peer(other.daemon.mesh.card.text)
-        while not all(peer.connected for one in self.values() for peer in one.daemon.mesh.peers()):  # noqa: ASYNC110
+                    await one.daemon.connections.add_peer(other.daemon.connections.card.text)
+        while not all(peer.connected for one in self.values() for peer in one.daemon.connections.peers()):  # noqa: ASYNC110
             await trio.sleep(0.1)
 
     def contract(self, stages: str, *, name: str = "job", rules: str = "") -> str:

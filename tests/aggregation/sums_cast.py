@@ -18,6 +18,7 @@ from fedpeer.crypto import Secret
 from fedpeer.errors import FedpeerError
 from fedpeer.events import Events
 from fedpeer.identity import Identity
+from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Store, call_directly
 from fedpeer.testing.network import MemoryNetwork
@@ -58,14 +59,15 @@ class Daemon:
         self.scope = trio.CancelScope()
 
     def open(self, run_in_thread: RunInThread = call_directly, store_thread: RunInThread = call_directly) -> None:
-        self.store = Store(self.folder, [*Mesh.SCHEMAS, *Aggregation.SCHEMAS], store_thread)
+        self.store = Store(self.folder, [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS], store_thread)
         self.events: list[Any] = []
         events = Events()
         events.subscribe(self.events.append)
         facts: dict[str, Any] = {"events": events, "log": Log()}
-        self.mesh = Mesh(
+        self.connections = Connections(
             self.identity, self.name, self.store, self.host, listen=(self.address,), addresses=(self.address,), **facts
         )
+        self.mesh = Mesh(self.identity, self.connections, self.store, **facts)
         self.aggregation = Aggregation(self.mesh, self.store, self.identity, run_in_thread=run_in_thread, **facts)
         self.is_open = True
 
@@ -76,6 +78,7 @@ class Daemon:
             with self.scope:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self.mesh.run)
+                    await nursery.start(self.connections.run)
                     await nursery.start(self.aggregation.run)
                     await work()
                     nursery.cancel_scope.cancel()
@@ -153,7 +156,7 @@ async def introduced(folder: Path, network: MemoryNetwork, *names: str, **thread
         daemon.open(**threads)
         for other in daemons:
             if other is not daemon:
-                await daemon.mesh.add_peer(other.card)
+                await daemon.connections.add_peer(other.card)
         await open_scope(daemon, daemons)
     return daemons
 

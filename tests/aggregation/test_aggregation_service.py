@@ -328,7 +328,7 @@ async def test_many_turns_leave_no_more_than_the_last_ones(
         for (slot, sender), body in old[other.name].items():  # as from one that was away and has it still
             if sender == other.id and not slot.count("/SCATTER/") + slot.count("/SHARE/"):
                 record = records.seal(records.Record(CONTRACT, KIND, slot, sender, body))
-                await daemon.mesh.record_came(daemon.mesh.sessions[other.id], record.raw)
+                await daemon.mesh.record_came(daemon.connections.sessions[other.id], record.raw)
         assert daemon.mesh.held(CONTRACT, KIND).keys() == before.keys()
 
     assert await together(daemons, work) == [None] * 4
@@ -641,7 +641,7 @@ async def test_a_restored_old_copy_of_the_state_says_nothing_more_in_that_instan
                 await dave.sum(daemons)
             assert instances().isdisjoint(signed.sid for signed in dave.messages(sender=dave))
             return
-        await until(lambda: len(dave.mesh.sessions) == 3)
+        await until(lambda: len(dave.connections.sessions) == 3)
         await trio.sleep(1)
         total = await dave.sum(daemons)
         assert total.values.tolist() == expected([d for d in daemons if d.id in total.survivors])
@@ -723,7 +723,7 @@ async def test_what_one_says_in_the_name_of_another_counts_for_nobody(
             assert len(daemon.messages("RELEASE", mallory)) == 1, "it is here, and stands for nothing"
             assert not any(signed.message.sender == 3 for signed in daemon.messages())
             return total
-        await until(lambda: len(mallory.messages("READY")) == 3 and mallory.id in here[1].mesh.sessions)
+        await until(lambda: len(mallory.messages("READY")) == 3 and mallory.id in here[1].connections.sessions)
         (driver,) = {slot[:17] for slot, _ in mallory.mesh.held(CONTRACT, KIND)}
         sid = mallory.messages("READY")[0].sid
         forged = sign(mallory.identity.signing, sid, "RELEASE", 0, bytes(32), b"\x0f", [])
@@ -731,7 +731,7 @@ async def test_what_one_says_in_the_name_of_another_counts_for_nobody(
         await mallory.store.write(lambda tx: mallory.mesh.publish(tx, CONTRACT, KIND, slot, forged.raw))
         record, bob = records.seal(records.Record(CONTRACT, KIND, slot, here[0].id, forged.raw)), here[1]
         with pytest.raises(RemoteProtocolError):
-            await bob.mesh.record_came(bob.mesh.sessions[mallory.id], record.raw)
+            await bob.mesh.record_came(bob.connections.sessions[mallory.id], record.raw)
         return None
 
     totals = await together(daemons, work)
@@ -743,14 +743,14 @@ async def test_a_file_that_is_not_what_was_said_counts_as_none_and_its_peer_is_l
     home: Path, network: MemoryNetwork, autojump_clock: Any
 ) -> None:
     *here, mallory = daemons = await introduced(home, network, *NAMES[:4])
-    offer = mallory.mesh.offer
+    offer = mallory.mesh.files.offer
 
     def offer_another(tx: Any, scope: bytes, digest: bytes, size: int) -> None:
         offer(tx, scope, digest, size)
         mallory.store.remove_file(digest)
         mallory.store.path_of(digest).write_bytes(bytes(size))
 
-    mallory.mesh.offer = offer_another  # type: ignore[method-assign]
+    mallory.mesh.files.offer = offer_another  # type: ignore[method-assign]
 
     async def work(daemon: Daemon) -> Any:
         if daemon is not mallory:

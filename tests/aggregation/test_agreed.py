@@ -57,7 +57,7 @@ async def said_by_the_leader(daemons: list[Daemon], file: bytes, body: bytes = b
         digest = await daemon.store.put_file(file)
 
         def publish(tx: Any) -> None:
-            daemon.mesh.offer(tx, CONTRACT, digest, len(file))
+            daemon.mesh.files.offer(tx, CONTRACT, digest, len(file))
             said = body or codec.encode(AgreedRecord(None, digest, len(file)))
             daemon.mesh.publish(tx, CONTRACT, KIND, "fit/1/0", said)
 

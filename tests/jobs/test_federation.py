@@ -98,7 +98,7 @@ async def test_a_peer_that_says_two_things_ends_the_job_and_is_named(autojump_cl
         while alice.mesh.find(scope, "countersign", "", bob.identity.id) is None:
             await alice.mesh.changed(scope)
         other = records.Record(scope, "countersign", "", bob.identity.id, b"other")
-        session = alice.mesh.sessions[bob.identity.id]
+        session = alice.connections.sessions[bob.identity.id]
         await alice.mesh.record_came(session, records.sign(bob.identity.signing, other).raw)
         with trio.fail_after(60):
             for daemon in (alice, bob.daemon):
@@ -216,7 +216,7 @@ async def test_who_cannot_take_part_says_why_and_all_know(
         elif break_it == "data":
             source.write_text(source.read_text() + "x,1,many,1\n")
         elif break_it == "roster":
-            await dave.mesh.remove_peer("bob")
+            await dave.connections.remove_peer("bob")
         else:
             await dave.catalog.remove("rows")
             await dave.catalog.add("rows", str(write_rows(source, 9, columns="id,a,c,y")), "id", "y")

@@ -14,6 +14,7 @@ import trio
 from fedpeer.crypto import Secret
 from fedpeer.events import Event, Events
 from fedpeer.identity import Identity
+from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.service import Mesh
 from fedpeer.network import Network
 from fedpeer.store import RunInThread, Store, call_directly
@@ -58,10 +59,10 @@ class Organization:
     async def start(
         self, nursery: trio.Nursery, *, run_in_thread: RunInThread = call_directly, connect: bool = True
     ) -> Mesh:
-        self.store = Store(self.folder, Mesh.SCHEMAS, run_in_thread)
+        self.store = Store(self.folder, [*Connections.SCHEMAS, *Mesh.SCHEMAS], run_in_thread)
         events = Events()
         events.subscribe(self.happened.append)
-        self.mesh = Mesh(
+        self.connections = Connections(
             self.identity,
             self.name,
             self.store,
@@ -71,6 +72,7 @@ class Organization:
             events=events,
             log=self.log,
         )
+        self.mesh = Mesh(self.identity, self.connections, self.store, events=events, log=self.log)
         self.starts += 1
         if connect:
             await self.connect(nursery)
@@ -84,7 +86,10 @@ class Organization:
         self._ended = trio.Event()
         try:
             with trio.CancelScope() as self._scope:
-                await self.mesh.run(task_status=task_status)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self.mesh.run)
+                    await nursery.start(self.connections.run)
+                    task_status.started()
         finally:
             self.store.close()
             self._ended.set()
@@ -96,8 +101,8 @@ class Organization:
         await self._ended.wait()
 
     async def until_connected(self, *others: Organization) -> None:
-        while not all(self.mesh.connected(other.id) for other in others):
-            await self.mesh.connections.ticket.wait()
+        while not all(self.connections.connected(other.id) for other in others):
+            await self.connections.changed.ticket.wait()
 
     async def open(self, *audience: Organization, scope: bytes = SCOPE) -> None:
         ids = [self.id, *(other.id for other in audience)]
@@ -123,7 +128,7 @@ class Organization:
 
     async def offer(self, data: bytes) -> bytes:
         digest = await self.store.put_file(data)
-        await self.store.write(lambda tx: self.mesh.offer(tx, SCOPE, digest, len(data)))
+        await self.store.write(lambda tx: self.mesh.files.offer(tx, SCOPE, digest, len(data)))
         return digest
 
 
@@ -143,4 +148,4 @@ async def introduce(*organizations: Organization) -> None:
     for one in organizations:
         for other in organizations:
             if one is not other:
-                await one.mesh.add_peer(other.card.text)
+                await one.connections.add_peer(other.card.text)

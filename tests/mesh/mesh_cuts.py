@@ -117,7 +117,7 @@ class Author:
 
             def commit(tx, slot=slot, body=body) -> None:
                 if body in self.blobs:
-                    self.one.mesh.offer(tx, SCOPE, body, len(self.blobs[body]))
+                    self.one.mesh.files.offer(tx, SCOPE, body, len(self.blobs[body]))
                 self.one.mesh.publish(tx, SCOPE, "note", slot, body)
                 tx.after_commit(lambda: self.records.update({slot: body}))
 
@@ -139,7 +139,7 @@ class Author:
 
     async def _fetch(self, digest: bytes) -> None:
         data = self.author_of_other.blobs[digest]
-        path = await self.one.mesh.fetch(SCOPE, digest, len(data), [self.other.id])
+        path = await self.one.mesh.files.fetch(SCOPE, digest, len(data), [self.other.id])
         assert path.read_bytes() == data
         self.fetched.add(digest)
 
@@ -179,7 +179,7 @@ async def weather(seed: int, cuts: int) -> None:
         for one, other in ((alice, bob), (bob, alice)):
             async with trio.open_nursery() as nursery:
                 await one.start(nursery, connect=False)
-                await one.mesh.add_peer(other.card.text)
+                await one.connections.add_peer(other.card.text)
                 await one.open(other)
                 one.store.close()
         with trio.fail_after(1e7):

@@ -308,7 +308,7 @@ async def test_more_records_than_one_list_of_digests_holds_are_caught_up(alice, 
         await alice.start(nursery)  # both hold all: nothing is sent again
         await alice.until_connected(bob)
         await trio.sleep(1)
-        assert alice.mesh.traffic()[0] < 100_000
+        assert alice.connections.traffic()[0] < 100_000
 
 
 async def test_the_same_statement_again_is_nothing_and_another_is_refused(alice, bob, autojump_clock) -> None:
@@ -378,7 +378,7 @@ async def test_a_contract_of_an_unknown_scope_is_asked_about_and_kept_if_the_sco
         assert [record.scope for record in asked] == [b"1", b"3"]
         assert bob.mesh.find(b"3", "contract", "", alice.id) == b"good"
         assert bob.mesh.held(b"2", "note") == {}
-        assert bob.mesh.connected(alice.id)
+        assert bob.connections.connected(alice.id)
         (fault,) = bob.log.faults
         assert "contract_not_considered" in fault
         bob.log.faults.clear()
@@ -387,7 +387,7 @@ async def test_a_contract_of_an_unknown_scope_is_asked_about_and_kept_if_the_sco
 async def test_a_closed_scope_leaves_nothing_behind(alice, bob, autojump_clock) -> None:
     async with together(alice, bob) as nursery:
         digest = await alice.offer(LARGE)
-        await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])
+        await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id])
         for number in range(3):
             await alice.post(bob, LARGE, bytes([number]))
             await bob.post(alice, b"small")
@@ -432,16 +432,16 @@ async def test_a_blob_is_fetched_whole_and_concurrent_calls_share_one_transfer(a
         paths: list[Path] = []
 
         async def fetch() -> None:
-            paths.append(await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id]))
+            paths.append(await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id]))
 
-        before = bob.mesh.traffic()[1]
+        before = bob.connections.traffic()[1]
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(fetch)
         assert {path.read_bytes() for path in paths} == {LARGE}
-        assert bob.mesh.traffic()[1] - before < 1.05 * len(LARGE)
-        assert (await bob.mesh.fetch(SCOPE, empty, 0, [alice.id])).read_bytes() == b""
-        assert (await alice.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])).read_bytes() == LARGE
+        assert bob.connections.traffic()[1] - before < 1.05 * len(LARGE)
+        assert (await bob.mesh.files.fetch(SCOPE, empty, 0, [alice.id])).read_bytes() == b""
+        assert (await alice.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id])).read_bytes() == LARGE
 
 
 async def test_more_blobs_than_lanes_are_fetched_at_once(alice, bob, autojump_clock) -> None:
@@ -451,7 +451,7 @@ async def test_more_blobs_than_lanes_are_fetched_at_once(alice, bob, autojump_cl
 
         async def fetch(content: bytes) -> None:
             digest = await alice.offer(content)
-            fetched.append((await bob.mesh.fetch(SCOPE, digest, len(content), [alice.id])).read_bytes())
+            fetched.append((await bob.mesh.files.fetch(SCOPE, digest, len(content), [alice.id])).read_bytes())
 
         async with trio.open_nursery() as nursery:
             for content in data:
@@ -464,7 +464,7 @@ async def test_a_transfer_goes_on_where_it_was_after_a_cut_and_a_restart(network
         digest = await alice.offer(LARGE)
         for restart in (False, True):
             await bob.until_connected(alice)
-            bob.mesh.sessions[alice.id].end("for the test")
+            bob.connections.sessions[alice.id].end("for the test")
             limits: list[int] = []  # for one connection; the next ones break at once
 
             def limit(dialler: str, _: str, limits: list[int] = limits) -> tuple[int | None, int | None]:
@@ -472,11 +472,11 @@ async def test_a_transfer_goes_on_where_it_was_after_a_cut_and_a_restart(network
                 return (None, most) if dialler == "bob" else (most, None)
 
             network.limits = limit
-            part = bob.mesh.fetched.path_of(SCOPE, digest).with_suffix(".part")
+            part = bob.mesh.files.fetched.path_of(SCOPE, digest).with_suffix(".part")
             for _ in range(10):  # of two connections at once, the one that is given up may have had the bytes
                 limits.append(220_000)
                 with trio.move_on_after(70):
-                    await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])
+                    await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id])
                 if part.stat().st_size >= (300_000 if restart else 100_000):
                     break
             else:
@@ -484,21 +484,21 @@ async def test_a_transfer_goes_on_where_it_was_after_a_cut_and_a_restart(network
             network.limits = lambda *_: (None, None)
             await bob.stop()
             await bob.start(nursery)
-        path = await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])
+        path = await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id])
         assert path.read_bytes() == LARGE
-        assert bob.mesh.traffic()[1] < 250_000
+        assert bob.connections.traffic()[1] < 250_000
 
 
 async def test_a_fetch_waits_for_a_holder_and_takes_any(alice, bob, carol, autojump_clock) -> None:
     async with together(alice, bob, carol) as nursery:
         await alice.stop()
         digest = await carol.offer(LARGE)
-        assert (await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id, carol.id])).read_bytes() == LARGE
+        assert (await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id, carol.id])).read_bytes() == LARGE
         other = LARGE[::-1]
         results = []
 
         async def fetch() -> None:
-            path = await bob.mesh.fetch(SCOPE, hash_("fp.file", other), len(other), [alice.id])
+            path = await bob.mesh.files.fetch(SCOPE, hash_("fp.file", other), len(other), [alice.id])
             results.append(path.read_bytes())
 
         nursery.start_soon(fetch)
@@ -515,12 +515,12 @@ async def test_a_fetch_waits_for_a_holder_and_takes_any(alice, bob, carol, autoj
 async def test_a_withdrawn_offer_is_not_served_and_its_files_are_gone(alice, bob, autojump_clock) -> None:
     async with together(alice, bob):
         digest = await alice.offer(LARGE)
-        await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])
+        await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id])
         for one in (alice, bob):
-            await one.store.write(lambda tx, one=one: one.mesh.withdraw(tx, SCOPE, digest))
+            await one.store.write(lambda tx, one=one: one.mesh.files.withdraw(tx, SCOPE, digest))
             assert files(one) == 0
         with trio.move_on_after(100) as patience:
-            await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])
+            await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id])
         assert patience.cancelled_caught
 
 
@@ -530,9 +530,9 @@ async def test_a_file_that_is_fetched_is_never_one_of_ours(alice, bob, autojump_
         mine = await bob.store.put_file(LARGE)
         digest = await alice.offer(LARGE)
         assert mine == digest
-        before = bob.mesh.traffic()[1]
-        await bob.mesh.fetch(SCOPE, digest, len(LARGE), [alice.id])
-        assert bob.mesh.traffic()[1] - before > len(LARGE)
+        before = bob.connections.traffic()[1]
+        await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id])
+        assert bob.connections.traffic()[1] - before > len(LARGE)
         await bob.store.write(lambda tx: bob.mesh.close_scope(tx, SCOPE))
         assert bob.store.path_of(mine).read_bytes() == LARGE
 
@@ -542,9 +542,9 @@ async def test_what_cannot_be_offered_is_refused(alice, bob, autojump_clock) -> 
         digest = await alice.store.put_file(b"data")
         for scope, name, size in ((b"closed", digest, 4), (SCOPE, digest, 5), (SCOPE, bytes(32), 4)):
             with pytest.raises(LocalProtocolError):
-                await alice.store.write(lambda tx, a=(scope, name, size): alice.mesh.offer(tx, *a))
+                await alice.store.write(lambda tx, a=(scope, name, size): alice.mesh.files.offer(tx, *a))
         with pytest.raises(LocalProtocolError, match="at most"):
-            await bob.mesh.fetch(SCOPE, digest, blobs.MAX_BLOB + 1, [alice.id])
+            await bob.mesh.files.fetch(SCOPE, digest, blobs.MAX_BLOB + 1, [alice.id])
 
 
 # mallory: a peer of the roster and of the audience, who says what it likes
@@ -583,7 +583,7 @@ async def facing(network: MemoryNetwork, alice: Organization, mallory: Organizat
         async with trio.open_nursery() as nursery:
             await alice.start(nursery)
             for one in (mallory, *others):
-                await alice.mesh.add_peer(one.identity.card(one.name).text)
+                await alice.connections.add_peer(one.identity.card(one.name).text)
             await alice.open(mallory, *others)
             stream = await network.host(mallory.name).connect("alice:7420")
             link = await initiate(stream, mallory.identity.dh, alice.identity.dh.public)
@@ -625,8 +625,8 @@ async def test_records_are_handed_on_as_signed_and_forged_ones_end_the_session(
         forged = records.sign(bob.identity.signing, Record(SCOPE, "vote", "2", carol.id, b"yes")).raw
         await mallory.say(forged)
         assert alice.mesh.find(SCOPE, "vote", "2", carol.id) is None
-        assert not alice.mesh.connected(bob.id)
-        assert "signature" in alice.mesh.peer("bob").error
+        assert not alice.connections.connected(bob.id)
+        assert "signature" in alice.connections.peer("bob").error
 
 
 async def test_the_records_of_one_sender_are_capped(network, alice, bob, autojump_clock, monkeypatch) -> None:
@@ -666,7 +666,7 @@ async def test_a_letter_too_many_or_that_belongs_elsewhere_ends_the_session(
         async with facing(network, alice, bob, carol) as mallory:
             await mallory.link.send(("mail", SCOPE), codec.encode(head), body)
             await trio.sleep(0.01)
-            assert not alice.mesh.connected(bob.id), head
+            assert not alice.connections.connected(bob.id), head
             assert await alice.store.read(lambda tx: tx.all("SELECT * FROM mesh_inbox")) == []
             await alice.stop()
     async with facing(network, alice, bob, carol) as mallory:
@@ -674,7 +674,7 @@ async def test_a_letter_too_many_or_that_belongs_elsewhere_ends_the_session(
             head, body = letter(right)
             await mallory.link.send(("mail", SCOPE), codec.encode(head), body)
         await trio.sleep(0.01)
-        assert alice.mesh.connected(bob.id)
+        assert alice.connections.connected(bob.id)
         (count,) = await alice.store.read(lambda tx: tx.one("SELECT COUNT(*) FROM mesh_inbox"))
         assert count == 1
 
@@ -690,7 +690,7 @@ async def test_letters_of_too_many_stages_end_the_session(network, alice, bob, a
             except SessionError:
                 break
         await trio.sleep(1)
-        assert not alice.mesh.connected(bob.id)
+        assert not alice.connections.connected(bob.id)
         (count,) = await alice.store.read(lambda tx: tx.one("SELECT COUNT(*) FROM mesh_inbox"))
         assert count == 256
 
@@ -714,11 +714,11 @@ async def test_a_holder_that_sends_other_bytes_is_named_and_nothing_is_kept(
         mallory.wanted = answer
         if lie == "other bytes":
             with pytest.raises(TrustError, match="bob sent another file"):
-                await alice.mesh.fetch(SCOPE, b"d" * 32, 100, [bob.id])
+                await alice.mesh.files.fetch(SCOPE, b"d" * 32, 100, [bob.id])
         else:
             with trio.move_on_after(5):
-                await alice.mesh.fetch(SCOPE, b"d" * 32, 100, [bob.id])
-            assert "longer" in alice.mesh.peer("bob").error
+                await alice.mesh.files.fetch(SCOPE, b"d" * 32, 100, [bob.id])
+            assert "longer" in alice.connections.peer("bob").error
         assert all(path.stat().st_size == 0 for path in (alice.folder / "fetched").rglob("*.part"))
         assert list((alice.folder / "fetched").rglob("6464*")) == list((alice.folder / "fetched").rglob("*.part"))
 
@@ -729,7 +729,7 @@ async def test_only_what_is_offered_is_served(network, alice, bob, carol, autoju
         other = bytes(32)
         await alice.open(carol, scope=other)
         hidden = await alice.store.put_file(b"for carol")
-        await alice.store.write(lambda tx: alice.mesh.offer(tx, other, hidden, 9))
+        await alice.store.write(lambda tx: alice.mesh.files.offer(tx, other, hidden, 9))
         await alice.post(carol, LARGE)
         (letter,) = await alice.store.read(lambda tx: tx.one("SELECT digest FROM mesh_outbox"))
         shown = await alice.offer(b"for all")
@@ -743,7 +743,7 @@ async def test_only_what_is_offered_is_served(network, alice, bob, carol, autoju
 async def test_no_more_files_are_asked_for_at_once_than_can_flow(network, alice, bob, autojump_clock) -> None:
     async with facing(network, alice, bob) as mallory, trio.open_nursery() as nursery:
         for number in range(10):
-            nursery.start_soon(alice.mesh.fetch, SCOPE, bytes([number]) * 32, 100, [bob.id])
+            nursery.start_soon(alice.mesh.files.fetch, SCOPE, bytes([number]) * 32, 100, [bob.id])
         await trio.sleep(5)
         assert len([name for name, _, _ in mallory.heard if name == WANTS]) == BULK_CHANNELS
         nursery.cancel_scope.cancel()
@@ -752,7 +752,7 @@ async def test_no_more_files_are_asked_for_at_once_than_can_flow(network, alice,
 async def test_a_session_outlives_more_scopes_than_may_be_open(alice, bob, autojump_clock, monkeypatch) -> None:
     monkeypatch.setattr(sessions, "MAX_READY", 3)
     async with together(alice, bob):
-        session = alice.mesh.sessions[bob.id]
+        session = alice.connections.sessions[bob.id]
         for number in range(10):
             scope = bytes([number])
             for one, other in ((alice, bob), (bob, alice)):
@@ -761,14 +761,14 @@ async def test_a_session_outlives_more_scopes_than_may_be_open(alice, bob, autoj
             for one in (alice, bob):
                 await one.store.write(lambda tx, one=one, scope=scope: one.mesh.close_scope(tx, scope))
         await trio.sleep(1)
-        assert alice.mesh.sessions.get(bob.id) is session, alice.mesh.peer("bob").error
+        assert alice.connections.sessions.get(bob.id) is session, alice.connections.peer("bob").error
 
 
 async def test_repeated_lists_of_digests_do_not_make_memory_grow(network, alice, bob, autojump_clock) -> None:
     async with facing(network, alice, bob) as mallory:
         for number in range(50):
             await alice.publish("note", str(number), bytes(1000))
-        session = alice.mesh.sessions[bob.id]
+        session = alice.connections.sessions[bob.id]
         for _ in range(100):
             await mallory.link.send(SYNC, b"", codec.encode(Sync(SCOPE, b"", [], b"", True)))
             await trio.sleep(0.01)

@@ -101,11 +101,11 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
 
     async def on_message(self: Session, name, header, payload) -> None:
         if name == RECORDS:
-            heard.records[self._mesh.card.name, records.parse(payload).record.slot] += 1
+            heard.records[self._mesh.roster.me.name, records.parse(payload).record.slot] += 1
         await came(self, name, header, payload)
 
     async def sync_came(self: Session, message: Sync) -> None:
-        heard.syncs[self._mesh.card.name, self._mesh.name_of(self.peer)] += 1
+        heard.syncs[self._mesh.roster.me.name, self._mesh.roster.name_of(self.peer)] += 1
         await sync(self, message)
 
     monkeypatch.setattr(Session, "_on_message", on_message)
@@ -224,13 +224,13 @@ async def test_in_any_connected_graph_everybody_gets_everything(edges, heard, ne
 async def test_in_a_full_mesh_no_record_is_sent_twice(count, heard, never_look, autojump_clock) -> None:
     names = NAMES[:count]
     async with web(names, full(names), heard) as it:
-        before = sum(one.mesh.traffic()[0] for one in it.cast.values())
+        before = sum(one.connections.traffic()[0] for one in it.cast.values())
         for number, (name, one) in enumerate(it.cast.items()):
             await one.publish("note", name, Random(number).randbytes(20_000))
         for name in names:
             await it.until_read(name, name, within=1)
         await trio.sleep(10)
-        sent = sum(one.mesh.traffic()[0] for one in it.cast.values()) - before
+        sent = sum(one.connections.traffic()[0] for one in it.cast.values()) - before
         assert count * (count - 1) * 20_000 < sent < count * (count - 1) * 20_300
         assert set(heard.records.values()) == {1}
         assert len(heard.records) == count * (count - 1)
@@ -281,7 +281,7 @@ async def test_what_was_lost_with_a_connection_is_asked_for_where_it_is(heard, n
         await trio.sleep(5)
         assert it.holders("note", "1", "alice") == {"alice", "bob", "carol"}
         await it.until_read("1", "alice", within=60)  # as soon as dave notices
-        assert not it["dave"].mesh.connected(it["alice"].id)
+        assert not it["dave"].connections.connected(it["alice"].id)
         await it["alice"].publish("note", "2", b"x")
         await it.until_read("2", "alice", within=1)  # and from now on it is passed on at once
 
@@ -591,11 +591,11 @@ async def test_a_record_is_taken_in_the_form_of_its_kind_only(heard, autojump_cl
                 "another slot": records.seal(Record(SCOPE, "own", "2", alice.id, body)),
                 "another addressee": records.seal(Record(SCOPE, "own", "1", alice.id, body, bob.id)),
             }[wrong].raw
-            session = bob.mesh.sessions[alice.id]
+            session = bob.connections.sessions[alice.id]
             with suppress(SessionError):
-                await alice.mesh.sessions[bob.id].link.send(RECORDS, b"", raw)
+                await alice.connections.sessions[bob.id].link.send(RECORDS, b"", raw)
             await trio.sleep(0.01)
-            assert bob.mesh.sessions.get(alice.id) is not session
+            assert bob.connections.sessions.get(alice.id) is not session
             assert bob.mesh.held(SCOPE, "own") == bob.mesh.held(SCOPE, "note") == {}
 
 
@@ -605,7 +605,7 @@ async def test_two_sealed_records_in_one_slot_are_evidence(heard, autojump_clock
         alice, bob = it["alice"], it["bob"]
         raws = [records.seal(Record(SCOPE, "own", "1", alice.id, sealed_body(alice, "1", c))).raw for c in (b"a", b"b")]
         for raw in raws:
-            await alice.mesh.sessions[bob.id].link.send(RECORDS, b"", raw)
+            await alice.connections.sessions[bob.id].link.send(RECORDS, b"", raw)
         await trio.sleep(1)
         assert await bob.store.read(lambda tx: tx.all("SELECT first, second FROM mesh_evidence")) == [tuple(raws)]
 
@@ -701,9 +701,9 @@ async def test_a_relay_that_drops_delays_and_one_that_corrupts_ends_its_own_sess
         await it.until_read("1", "alice", *names[:3], within=1)
         raw = records.sign(it["alice"].identity.signing, Record(SCOPE, "note", "2", it["alice"].id, b"true")).raw
         await mallory.say("carol", raw.replace(b"true", b"lies"))
-        assert not it["carol"].mesh.connected(mallory.who.id)
+        assert not it["carol"].connections.connected(mallory.who.id)
         assert it["carol"].mesh.find(SCOPE, "note", "2", it["alice"].id) is None
-        assert it["carol"].mesh.connected(it["bob"].id)
+        assert it["carol"].connections.connected(it["bob"].id)
 
 
 async def test_a_relay_that_lies_about_its_connections_only_delays_a_directed_record(heard, autojump_clock) -> None:
@@ -747,17 +747,17 @@ def passing(one: Organization) -> list[Path]:
 async def test_a_file_comes_over_a_neighbour_of_its_holder_and_nothing_stays_there(heard, autojump_clock) -> None:
     async with web(NAMES[:4], line(*NAMES[:3]) | {("carol", "dave")}, heard) as it:
         digest = await it["alice"].offer(LARGE)
-        path = await it["carol"].mesh.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
+        path = await it["carol"].mesh.files.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
         assert path.read_bytes() == LARGE
         await trio.sleep(1)
         assert passing(it["bob"]) == []
         assert list((it["bob"].folder / "fetched").rglob("*")) == []
         with trio.move_on_after(500) as patience:  # two hops are one too many
-            await it["dave"].mesh.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
+            await it["dave"].mesh.files.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
         assert patience.cancelled_caught
         with trio.fail_after(60):
             it.rewire({*it.edges, ("alice", "dave")})
-            await it["dave"].mesh.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
+            await it["dave"].mesh.files.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
 
 
 async def test_a_transfer_over_a_relay_goes_on_where_it_was_after_a_cut(heard, autojump_clock) -> None:
@@ -766,10 +766,10 @@ async def test_a_transfer_over_a_relay_goes_on_where_it_was_after_a_cut(heard, a
         it.network.limits = lambda _from, _to: (200_000, 200_000)
         it.network.cut("bob", "carol")
         it.network.heal("bob", "carol")
-        before = it["alice"].mesh.traffic()[0]
-        path = await it["carol"].mesh.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
+        before = it["alice"].connections.traffic()[0]
+        path = await it["carol"].mesh.files.fetch(SCOPE, digest, len(LARGE), [it["alice"].id])
         assert path.read_bytes() == LARGE
-        assert len(LARGE) < it["alice"].mesh.traffic()[0] - before < 1.8 * len(LARGE)
+        assert len(LARGE) < it["alice"].connections.traffic()[0] - before < 1.8 * len(LARGE)
         await trio.sleep(60)
         assert passing(it["bob"]) == []
 
@@ -782,14 +782,14 @@ async def test_a_file_has_the_digest_that_its_asker_computes(heard, autojump_clo
         alice = it["alice"]
         name = await alice.store.put_file(LARGE, digest_of(memoryview(LARGE)))
         assert name == digest_of(memoryview(LARGE))
-        await alice.store.write(lambda tx: alice.mesh.offer(tx, SCOPE, name, len(LARGE)))
+        await alice.store.write(lambda tx: alice.mesh.files.offer(tx, SCOPE, name, len(LARGE)))
         for one in ("bob", "carol"):
-            path = await it[one].mesh.fetch(SCOPE, name, len(LARGE), [alice.id], digest_of=digest_of)
+            path = await it[one].mesh.files.fetch(SCOPE, name, len(LARGE), [alice.id], digest_of=digest_of)
             assert path.read_bytes() == LARGE
         false = await alice.store.put_file(b"false", bytes(32))
-        await alice.store.write(lambda tx: alice.mesh.offer(tx, SCOPE, false, 5))
+        await alice.store.write(lambda tx: alice.mesh.files.offer(tx, SCOPE, false, 5))
         with pytest.raises(TrustError, match="alice sent another file"):
-            await it["bob"].mesh.fetch(SCOPE, false, 5, [alice.id], digest_of=digest_of)
+            await it["bob"].mesh.files.fetch(SCOPE, false, 5, [alice.id], digest_of=digest_of)
 
 
 async def serve_falsely(mallory: Mallory, data: bytes, served: int) -> None:
@@ -819,12 +819,12 @@ async def test_a_wrong_file_over_a_relay_convicts_nobody_and_comes_another_way(s
             data = Random(number).randbytes(1000)
             digest = await it["alice"].offer(data)
             with trio.fail_after(100):
-                path = await it["carol"].mesh.fetch(SCOPE, digest, len(data), [it["alice"].id])
+                path = await it["carol"].mesh.files.fetch(SCOPE, digest, len(data), [it["alice"].id])
             assert path.read_bytes() == data
         assert mallory.wants
         await it["bob"].stop()
         with trio.move_on_after(100) as patience:  # there is no other way, and still nobody is convicted
-            await it["carol"].mesh.fetch(SCOPE, bytes(32), 1000, [it["alice"].id])
+            await it["carol"].mesh.files.fetch(SCOPE, bytes(32), 1000, [it["alice"].id])
         assert patience.cancelled_caught
         assert len(mallory.wants) < 400
         await it["bob"].start(it.nursery)
@@ -835,7 +835,7 @@ async def test_what_passes_is_bounded_by_what_was_asked_for_and_goes_with_the_se
     async with with_mallory(names, line("alice", "bob"), heard) as (it, mallory):
         await mallory.connect("bob")
         digest = await it["alice"].offer(LARGE)
-        session = it["bob"].mesh.sessions[it["alice"].id]
+        session = it["bob"].connections.sessions[it["alice"].id]
         link = mallory.links["bob"]
 
         async def ask(want: Want) -> None:
@@ -844,7 +844,7 @@ async def test_what_passes_is_bounded_by_what_was_asked_for_and_goes_with_the_se
         for size in (0, 1000, 1 << 32):  # another size than the file has
             await ask(Want(0, SCOPE, digest, 0, size, it["alice"].id))
             await trio.sleep(1)
-        assert it["bob"].mesh.sessions[it["alice"].id] is session, "the holder is not to blame"
+        assert it["bob"].connections.sessions[it["alice"].id] is session, "the holder is not to blame"
         for lane in (0, 1, 2, 0, 1, 2, 0):  # the holder has nothing of it and says so; a lane has one file
             await ask(Want(lane, SCOPE, bytes([lane]) * 32, 0, 1 << 32, it["alice"].id))
             assert len(passing(it["bob"])) <= 3
@@ -858,6 +858,6 @@ async def test_what_passes_is_bounded_by_what_was_asked_for_and_goes_with_the_se
         await ask(Want(1, SCOPE, digest, 0, len(LARGE), it["alice"].id))
         await trio.sleep(1)
         assert len(passing(it["bob"])) == 1
-        it["bob"].mesh.sessions[mallory.who.id].end("for the test")
+        it["bob"].connections.sessions[mallory.who.id].end("for the test")
         await trio.sleep(0.1)
         assert passing(it["bob"]) == []

@@ -64,18 +64,18 @@ async def test_peers_who_have_added_each_other_are_connected_by_one_session(home
     async with running(alice, bob):
         await introduce(alice, bob)
         await trio.sleep(30)
-        assert alice.mesh.connected(bob.id)
-        assert bob.mesh.connected(alice.id)
+        assert alice.connections.connected(bob.id)
+        assert bob.connections.connected(alice.id)
         assert len(network._open) == 1
-        (view,) = alice.mesh.peers()
+        (view,) = alice.connections.peers()
         assert (view.name, view.connected, view.error, view.addresses) == ("bob", True, "", ["bob:7420"])
         assert view.fingerprint == bob.card.fingerprint
         assert view.since
-        assert await alice.mesh.ping("bob") < 5
+        assert await alice.connections.ping("bob") < 5
         assert events(alice) == events(bob) == ["peer_connected"]
         assert alice.happened[0]["topic"] == f"peer:{bob.id}"
-        view = alice.mesh.peer("bob")
-        assert alice.mesh.traffic() == bob.mesh.traffic()[::-1] == (view.bytes_sent, view.bytes_received)
+        view = alice.connections.peer("bob")
+        assert alice.connections.traffic() == bob.connections.traffic()[::-1] == (view.bytes_sent, view.bytes_received)
 
 
 @pytest.mark.parametrize("delays", [(0, 0), (0, 1), (1, 0)])
@@ -92,18 +92,18 @@ async def test_a_simultaneous_dial_settles_on_the_session_of_the_smaller_id(
         async def dial(one: Organization, other: Organization, delay: int) -> None:
             for _ in range(delay):
                 await trio.lowlevel.checkpoint()
-            await one.mesh._dial_once(one.mesh.roster.get(other.id), f"{other.name}:7420")
+            await one.connections._dial_once(one.connections.roster.get(other.id), f"{other.name}:7420")
 
-        for session in (alice.mesh.sessions[bob.id], bob.mesh.sessions[alice.id]):
+        for session in (alice.connections.sessions[bob.id], bob.connections.sessions[alice.id]):
             session.end("to begin anew")
         await trio.sleep(0.01)
-        assert not alice.mesh.connected(bob.id)
-        assert not bob.mesh.connected(alice.id)
+        assert not alice.connections.connected(bob.id)
+        assert not bob.connections.connected(alice.id)
         nursery.start_soon(dial, alice, bob, delays[0])
         nursery.start_soon(dial, bob, alice, delays[1])
         await trio.sleep(0.05)  # less than the shortest pause of a dialler
         assert len(network._open) == 1
-        a, b = alice.mesh.sessions[bob.id], bob.mesh.sessions[alice.id]
+        a, b = alice.connections.sessions[bob.id], bob.connections.sessions[alice.id]
         assert a.link.handshake_hash == b.link.handshake_hash
         assert (a if smaller is alice else b).link.initiator
 
@@ -113,22 +113,22 @@ async def test_a_session_gives_way_to_one_with_fresh_keys_after_an_hour(home, ne
     async with running(alice, bob):
         await introduce(alice, bob)
         await alice.until_connected(bob)
-        first = alice.mesh.sessions[bob.id].link.handshake_hash
+        first = alice.connections.sessions[bob.id].link.handshake_hash
         await trio.sleep(3500)
-        assert alice.mesh.sessions[bob.id].link.handshake_hash == first
+        assert alice.connections.sessions[bob.id].link.handshake_hash == first
         await trio.sleep(200)
-        assert alice.mesh.sessions[bob.id].link.handshake_hash != first
-        assert await alice.mesh.ping("bob") < 5
+        assert alice.connections.sessions[bob.id].link.handshake_hash != first
+        assert await alice.connections.ping("bob") < 5
         assert network.connections == 2
 
 
 async def test_a_peer_without_an_address_dials_and_is_never_dialled(home, network, autojump_clock) -> None:
     alice, bob = organization(home, network, "alice", dial_only=True), organization(home, network, "bob")
     async with running(alice, bob):
-        await bob.mesh.add_peer(alice.card.text)
+        await bob.connections.add_peer(alice.card.text)
         await trio.sleep(100)
-        assert bob.mesh.peer("alice").error == "its card has no address: it has to dial us"
-        await alice.mesh.add_peer(bob.card.text)
+        assert bob.connections.peer("alice").error == "its card has no address: it has to dial us"
+        await alice.connections.add_peer(bob.card.text)
         await bob.until_connected(alice)
         assert network.connections == 1
 
@@ -138,17 +138,17 @@ async def test_who_is_known_by_one_side_only_is_told_so_and_let_in_when_both_kno
 ) -> None:
     alice, bob = (organization(home, network, name) for name in ("alice", "bob"))
     async with running(alice, bob):
-        await alice.mesh.add_peer(bob.card.text)
+        await alice.connections.add_peer(bob.card.text)
         await trio.sleep(20)
-        assert not alice.mesh.connected(bob.id)
-        assert "does not know our key (yet)" in alice.mesh.peer("bob").error
+        assert not alice.connections.connected(bob.id)
+        assert "does not know our key (yet)" in alice.connections.peer("bob").error
         assert bob.happened == []
-        assert bob.mesh.traffic() == (0, 0)
+        assert bob.connections.traffic() == (0, 0)
         with pytest.raises(SessionError, match=r"bob is not connected: .*does not know our key"):
-            await alice.mesh.ping("bob")
-        await bob.mesh.add_peer(alice.card.text)
+            await alice.connections.ping("bob")
+        await bob.connections.add_peer(alice.card.text)
         await alice.until_connected(bob)
-        assert alice.mesh.peer("bob").error == ""
+        assert alice.connections.peer("bob").error == ""
 
 
 async def test_a_stranger_gets_not_one_byte(home, network, autojump_clock) -> None:
@@ -167,8 +167,8 @@ async def test_a_stranger_gets_not_one_byte(home, network, autojump_clock) -> No
             assert trio.current_time() - begun <= 5
             await stream.aclose()
         await trio.sleep(0.01)
-        assert alice.mesh.peers() == []
-        assert alice.mesh.door.inside == {}
+        assert alice.connections.peers() == []
+        assert alice.connections.door.inside == {}
 
 
 class _Heard(trio.abc.Stream):
@@ -198,17 +198,17 @@ async def test_a_removed_peer_is_gone_at_once_and_does_not_come_back(home, netwo
         await introduce(alice, bob)
         await alice.until_connected(bob)
         await bob.until_connected(alice)
-        view = await alice.mesh.remove_peer("bob")
+        view = await alice.connections.remove_peer("bob")
         assert not view.connected
         await trio.testing.wait_all_tasks_blocked()
-        assert not alice.mesh.connected(bob.id)
-        assert not bob.mesh.connected(alice.id)
+        assert not alice.connections.connected(bob.id)
+        assert not bob.connections.connected(alice.id)
         await trio.sleep(100)
-        assert not bob.mesh.connected(alice.id)
+        assert not bob.connections.connected(alice.id)
         assert alice.happened[-1]["reason"] == "it was removed from the roster"
         await alice.stop()
         await alice.start(nursery)
-        assert alice.mesh.peers() == []
+        assert alice.connections.peers() == []
 
 
 async def test_the_roster_survives_and_connects_again_after_a_restart(home, network, autojump_clock) -> None:
@@ -220,8 +220,8 @@ async def test_the_roster_survives_and_connects_again_after_a_restart(home, netw
             await other.until_connected(one)
             await one.stop()
             with trio.fail_after(60):
-                while other.mesh.connected(one.id):
-                    await other.mesh.connections.ticket.wait()
+                while other.connections.connected(one.id):
+                    await other.connections.changed.ticket.wait()
             assert other.happened[-1]["event"] == "peer_disconnected"
             await one.start(nursery)
             with trio.fail_after(60):
@@ -236,21 +236,21 @@ async def test_a_new_session_replaces_one_that_died_unnoticed(home, network, aut
         await introduce(alice, bob)
         await larger.until_connected(smaller)
         await smaller.until_connected(larger)
-        old = smaller.mesh.sessions[larger.id]
+        old = smaller.connections.sessions[larger.id]
         network.cut("alice", "bob", silent=True)
-        dead = larger.mesh.sessions[smaller.id].link._stream.stream
+        dead = larger.connections.sessions[smaller.id].link._stream.stream
         dead.aclose = trio.lowlevel.checkpoint  # the end of it does not arrive either
         await larger.stop()
         network.heal("alice", "bob")
         await trio.sleep(0.01)
-        assert smaller.mesh.sessions[larger.id] is old
+        assert smaller.connections.sessions[larger.id] is old
         await larger.start(nursery)
         with trio.fail_after(5):
             await larger.until_connected(smaller)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        new = smaller.mesh.sessions[larger.id]
+        new = smaller.connections.sessions[larger.id]
         assert new is not old
-        assert new.link.handshake_hash == larger.mesh.sessions[smaller.id].link.handshake_hash
+        assert new.link.handshake_hash == larger.connections.sessions[smaller.id].link.handshake_hash
 
 
 async def test_a_half_open_handshake_does_not_disturb_the_session(home, network, autojump_clock) -> None:
@@ -259,15 +259,15 @@ async def test_a_half_open_handshake_does_not_disturb_the_session(home, network,
         await introduce(alice, bob)
         await alice.until_connected(bob)
         await bob.until_connected(alice)
-        session = alice.mesh.sessions[bob.id]
+        session = alice.connections.sessions[bob.id]
         stream = await network.host("bob").connect("alice:7420")
         replay = _Once(stream)
         with trio.move_on_after(1):
             await initiate(replay, bob.identity.dh, alice.identity.dh.public)
         assert replay.answered
         await trio.sleep(20)
-        assert alice.mesh.sessions[bob.id] is session
-        assert await alice.mesh.ping("bob") < 1
+        assert alice.connections.sessions[bob.id] is session
+        assert await alice.connections.ping("bob") < 1
 
 
 class _Once(_Heard):
@@ -297,7 +297,7 @@ async def ignore(*_: object) -> None: ...
 async def test_nothing_is_accepted_before_hello(home, network, autojump_clock) -> None:
     alice, bob = organization(home, network, "alice"), organization(home, network, "bob", dial_only=True)
     async with running(alice, bob) as nursery:
-        await alice.mesh.add_peer(bob.card.text)
+        await alice.connections.add_peer(bob.card.text)
         asked = []
 
         async def note(record: object) -> None:
@@ -313,7 +313,7 @@ async def test_nothing_is_accepted_before_hello(home, network, autojump_clock) -
         assert trio.current_time() - begun == pytest.approx(5, abs=1)
         await trio.sleep(0.01)
         assert asked == []
-        assert "said nothing" in alice.mesh.peer("bob").error
+        assert "said nothing" in alice.connections.peer("bob").error
         assert events(alice) == []
         # the same with a hello is listened to
         link = await dial_as(bob, alice, network)
@@ -342,39 +342,39 @@ async def test_a_hello_that_does_not_fit_ends_the_session_and_the_operator_reads
 ) -> None:
     alice, bob = organization(home, network, "alice"), organization(home, network, "bob", dial_only=True)
     async with running(alice):
-        await alice.mesh.add_peer(bob.card.text)
+        await alice.connections.add_peer(bob.card.text)
         link = await dial_as(bob, alice, network)
         await link.send(HELLO, b"", hello)
         with pytest.raises(SessionError):
             await link.run(ignore)
         await trio.sleep(0.01)
-        assert error in alice.mesh.peer("bob").error
+        assert error in alice.connections.peer("bob").error
 
 
 @pytest.mark.parametrize("name", [("hello",), ("nonsense",), ("blob", "x"), ("acks",), ("wants",), ("sync",)])
 async def test_whatever_a_peer_says_wrong_ends_its_session_only(home, network, autojump_clock, name) -> None:
     alice, bob = organization(home, network, "alice"), organization(home, network, "bob", dial_only=True)
     async with running(alice):
-        await alice.mesh.add_peer(bob.card.text)
+        await alice.connections.add_peer(bob.card.text)
         link = await dial_as(bob, alice, network)
         await link.send(HELLO, b"", codec.encode(Hello([1], bytes(8), 0)))
         await link.send(name, b"", codec.encode(Hello([1], bytes(8), 0)))
         with trio.fail_after(3), pytest.raises(SessionError):
             await link.run(ignore)
         await trio.sleep(0.01)
-        assert "broke the protocol" in alice.mesh.peer("bob").error
+        assert "broke the protocol" in alice.connections.peer("bob").error
 
 
 async def test_the_operator_reads_why_a_dial_failed(home, network, autojump_clock) -> None:
     alice, bob = (organization(home, network, name) for name in ("alice", "bob"))
     async with running(alice):
-        await alice.mesh.add_peer(bob.card.text)
-        assert alice.mesh.peer("bob").error == "not dialled yet"
+        await alice.connections.add_peer(bob.card.text)
+        assert alice.connections.peer("bob").error == "not dialled yet"
         await trio.sleep(10)
-        assert alice.mesh.peer("bob").error == "bob:7420: connection refused"
+        assert alice.connections.peer("bob").error == "bob:7420: connection refused"
         network.cut("alice", "bob", silent=True)
         await trio.sleep(200)
-        assert alice.mesh.peer("bob").error == "bob:7420: no connection within 5 seconds"
+        assert alice.connections.peer("bob").error == "bob:7420: no connection within 5 seconds"
 
 
 async def test_a_dial_that_fails_in_whatever_way_ends_neither_the_mesh_nor_the_dialling(
@@ -389,7 +389,7 @@ async def test_a_dial_that_fails_in_whatever_way_ends_neither_the_mesh_nor_the_d
             return await network.host("alice").listen(address)
 
         async def connect(self, address: str):
-            seen.append(alice.mesh.peer("bob").error)
+            seen.append(alice.connections.peer("bob").error)
             if failures:
                 raise failures.pop()
             return await network.host("alice").connect(address)
@@ -400,8 +400,8 @@ async def test_a_dial_that_fails_in_whatever_way_ends_neither_the_mesh_nor_the_d
         async with trio.open_nursery() as nursery:
             for one in (alice, bob):
                 await one.start(nursery)
-            await bob.mesh.add_peer(alice.identity.card("alice").text)
-            await alice.mesh.add_peer(bob.card.text)
+            await bob.connections.add_peer(alice.identity.card("alice").text)
+            await alice.connections.add_peer(bob.card.text)
             await alice.until_connected(bob)
             nursery.cancel_scope.cancel()
     assert seen == [
@@ -419,7 +419,7 @@ async def test_dials_that_fail_are_spread_and_do_not_become_rarer_than_a_minute_
 ) -> None:
     alice, bob = (organization(home, network, name) for name in ("alice", "bob"))
     async with running(alice, bob):
-        await alice.mesh.add_peer(bob.card.text)
+        await alice.connections.add_peer(bob.card.text)
         await trio.sleep(60)
         early = network.connections
         assert 4 <= early <= 12
@@ -432,59 +432,64 @@ async def test_a_newer_card_replaces_the_older_and_is_dialled(home, network, aut
     bob.listen, old = ("bob:9000",), bob.card
     alice.addresses = alice.listen = ()
     async with running(alice, bob) as nursery:
-        await bob.mesh.add_peer(alice.identity.card("alice").text)
-        await alice.mesh.add_peer(old.text)
+        await bob.connections.add_peer(alice.identity.card("alice").text)
+        await alice.connections.add_peer(old.text)
         await trio.sleep(100)
-        assert not alice.mesh.connected(bob.id)
+        assert not alice.connections.connected(bob.id)
         newer = bob.identity.card("bob", ("bob:9000",))
-        assert (await alice.mesh.add_peer(newer.text)).addresses == ["bob:9000"]
-        assert await alice.mesh.add_peer(newer.text) == alice.mesh.peer("bob")
+        assert (await alice.connections.add_peer(newer.text)).addresses == ["bob:9000"]
+        assert await alice.connections.add_peer(newer.text) == alice.connections.peer("bob")
         with trio.fail_after(10):
             await alice.until_connected(bob)
         await alice.stop()
         await alice.start(nursery)
-        assert alice.mesh.peer("bob").addresses == ["bob:9000"]
+        assert alice.connections.peer("bob").addresses == ["bob:9000"]
 
 
 async def test_cards_that_must_not_be_added_are_refused_by_name(home, network, autojump_clock) -> None:
     alice, bob, carol = (organization(home, network, name) for name in ("alice", "bob", "carol"))
     async with running(alice):
-        await alice.mesh.add_peer(bob.card.text)
+        await alice.connections.add_peer(bob.card.text)
         with pytest.raises(CardError, match="of this peer itself"):
-            await alice.mesh.add_peer(alice.card.text)
+            await alice.connections.add_peer(alice.card.text)
         with pytest.raises(CardError):
-            await alice.mesh.add_peer(carol.card.text[:-1] + ("A" if carol.card.text[-1] != "A" else "B"))
+            await alice.connections.add_peer(carol.card.text[:-1] + ("A" if carol.card.text[-1] != "A" else "B"))
         for name in ("bob", "alice"):
             with pytest.raises(TrustError, match=f"another peer is called '{name}' here already"):
-                await alice.mesh.add_peer(carol.identity.card(name).text)
-        assert [view.name for view in alice.mesh.peers()] == ["bob"]
+                await alice.connections.add_peer(carol.identity.card(name).text)
+        assert [view.name for view in alice.connections.peers()] == ["bob"]
 
 
 async def test_a_reference_is_a_name_an_id_or_a_beginning_of_one(home, network, autojump_clock) -> None:
     alice, bob, carol = (organization(home, network, name) for name in ("alice", "bob", "carol"))
     async with running(alice):
         for one in (bob, carol):
-            await alice.mesh.add_peer(one.card.text)
-        assert alice.mesh.resolve("bob") == alice.mesh.resolve(bob.id) == alice.mesh.resolve(bob.id[:12]) == bob.id
-        assert alice.mesh.resolve("alice") == alice.mesh.me
+            await alice.connections.add_peer(one.card.text)
+        assert (
+            alice.connections.roster.resolve("bob")
+            == alice.connections.roster.resolve(bob.id)
+            == alice.connections.roster.resolve(bob.id[:12])
+            == bob.id
+        )
+        assert alice.connections.roster.resolve("alice") == alice.mesh.me
         with pytest.raises(Ambiguous):
-            alice.mesh.resolve("fp1")
+            alice.connections.roster.resolve("fp1")
         with pytest.raises(NotFound) as caught:
-            alice.mesh.resolve("carl")
+            alice.connections.roster.resolve("carl")
         assert "carol" in caught.value.hint
         with pytest.raises(NotFound):
-            alice.mesh.resolve("")
+            alice.connections.roster.resolve("")
         with pytest.raises(NotFound, match="is this peer itself"):
-            await alice.mesh.remove_peer("alice")
-        assert alice.mesh.name_of("fp1abcdefgh") == "fp1abcde…"
-        assert alice.mesh.name_of(carol.id) == "carol"
+            await alice.connections.remove_peer("alice")
+        assert alice.connections.roster.name_of("fp1abcdefgh") == "fp1abcde…"
+        assert alice.connections.roster.name_of(carol.id) == "carol"
 
 
 async def test_a_port_in_use_is_a_named_error(home, network, autojump_clock) -> None:
     alice, bob = (organization(home, network, name) for name in ("alice", "bob"))
     bob.network, bob.listen = network.host("alice"), ("alice:7420",)
     async with running(alice) as nursery:
-        with pytest.raises(ConfigError, match="7420"):
+        with pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="7420")):
             await bob.start(nursery)
 
 
@@ -531,7 +536,7 @@ async def test_a_store_that_fails_in_a_session_ends_the_mesh(home, network, auto
     async def scenario() -> None:
         async with trio.open_nursery() as nursery:
             await alice.start(nursery)
-            await alice.mesh.add_peer(bob.card.text)
+            await alice.connections.add_peer(bob.card.text)
             await alice.store.write(lambda tx: alice.mesh.open_scope(tx, b"s", [alice.id, bob.id]))
             link = await dial_as(bob, alice, network)
             nursery.start_soon(ended, link)

@@ -37,9 +37,9 @@ async def test_letters_records_and_blobs_over_tcp_with_a_restart(tmp_path: Path)
         async with trio.open_nursery() as nursery:
             for one in (alice, bob):
                 await one.start(nursery, run_in_thread=one_thread())
-                assert one.mesh.listening == list(one.addresses)
+                assert one.connections.listening == list(one.addresses)
             for one, other in ((alice, bob), (bob, alice)):
-                await one.mesh.add_peer(other.card.text)
+                await one.connections.add_peer(other.card.text)
                 await one.open(other)
             for one, other in ((alice, bob), (bob, alice)):
                 await one.until_connected(other)
@@ -47,7 +47,7 @@ async def test_letters_records_and_blobs_over_tcp_with_a_restart(tmp_path: Path)
                 await one.post(other, large, b"second part")
                 await one.publish("note", "0", b"x")
             digest = await alice.offer(large)
-            assert (await bob.mesh.fetch(SCOPE, digest, len(large), [alice.id])).read_bytes() == large
+            assert (await bob.mesh.files.fetch(SCOPE, digest, len(large), [alice.id])).read_bytes() == large
             await bob.stop()
             await bob.start(nursery, run_in_thread=one_thread())
             for one, other in ((alice, bob), (bob, alice)):
@@ -55,7 +55,7 @@ async def test_letters_records_and_blobs_over_tcp_with_a_restart(tmp_path: Path)
                 assert await one.receive(other) == [large, b"second part"]
                 assert await one.until_held("note", "0", other) == b"x"
             await alice.until_connected(bob)
-            assert await alice.mesh.ping("bob") < 5
+            assert await alice.connections.ping("bob") < 5
             nursery.cancel_scope.cancel()
     assert alice.log.faults == bob.log.faults == []
 
@@ -67,7 +67,7 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         alice = Organization("alice", tmp_path, TcpNetwork(), address)
         async with trio.open_nursery() as nursery:
-            with pytest.raises(ConfigError, match="is in use"):
+            with pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="is in use")):
                 await alice.start(nursery)
 
 
@@ -76,10 +76,10 @@ async def test_a_dial_that_is_refused_is_explained(tmp_path: Path) -> None:
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             await alice.start(nursery)
-            await alice.mesh.add_peer(bob.card.text)
-            while alice.mesh.peer("bob").error == "not dialled yet":
+            await alice.connections.add_peer(bob.card.text)
+            while alice.connections.peer("bob").error == "not dialled yet":
                 await trio.sleep(0.01)
-            assert alice.mesh.peer("bob").error == f"{bob.addresses[0]}: connection refused"
+            assert alice.connections.peer("bob").error == f"{bob.addresses[0]}: connection refused"
             nursery.cancel_scope.cancel()
 
 
@@ -92,13 +92,13 @@ async def test_strangers_who_say_nothing_are_ended_after_five_seconds_and_keep_n
             host, port = alice.addresses[0].split(":")
             silent = [await trio.open_tcp_stream(host, int(port)) for _ in range(30)]
             for one, other in ((alice, bob), (bob, alice)):
-                await one.mesh.add_peer(other.card.text)
+                await one.connections.add_peer(other.card.text)
             await alice.until_connected(bob)
             with trio.fail_after(10):
                 for stream in silent:
                     with suppress(trio.BrokenResourceError):
                         assert await stream.receive_some() == b""
                     await stream.aclose()
-            assert alice.mesh.door.refused["source"] >= 1
-            assert alice.mesh.connected(bob.id)
+            assert alice.connections.door.refused["source"] >= 1
+            assert alice.connections.connected(bob.id)
             nursery.cancel_scope.cancel()

@@ -184,7 +184,7 @@ class Session:
         """The one task that says what is to be said."""
         mesh, link = self._mesh, self.link
         try:
-            hello = Hello(list(VERSIONS), mesh.boot, mesh.epochs[self.peer])
+            hello = Hello(list(VERSIONS), mesh.connections.boot, mesh.connections.epochs[self.peer])
             await link.send(HELLO, b"", codec.encode(hello))
             await self._greeted.wait()
             while True:
@@ -283,7 +283,7 @@ class Session:
         if not set(hello.versions) & set(VERSIONS):
             raise RemoteProtocolError(f"it speaks other versions of the protocol than ours: {hello.versions}")
         self.claim = Claim(hello.boot, hello.epoch, self._mesh.me if self.link.initiator else self.peer)
-        if self._mesh.adopt(self):
+        if self._mesh.connections.adopt(self):
             self._greeted.set()
 
     def _near_came(self, near: Near) -> None:
@@ -386,7 +386,7 @@ class Session:
         if len(head.digest) != DIGEST_BYTES:
             raise RemoteProtocolError("a letter that has no digest")
         try:
-            path = await self._mesh.pull(place.scope, head.digest, head.size, [self.peer], relays=False)
+            path = await self._mesh.files.pull(place.scope, head.digest, head.size, [self.peer], relays=False)
         except TrustError as error:
             raise RemoteProtocolError(error.message) from None
         try:
@@ -465,7 +465,7 @@ class Session:
         opened = self._mesh.scopes.get(want.scope)
         if opened is None or not {self.peer, want.holder} <= {*opened.neighbours}:
             return None
-        return self._mesh.sessions[want.holder] if want.holder != self.peer else None
+        return self._mesh.connections.sessions[want.holder] if want.holder != self.peer else None
 
     async def _pass_on(self, want: Want, holder: Session, serving: trio.CancelScope) -> None:
         """Fetch a file for the other side from one whom it cannot reach, and send each piece as it comes."""
@@ -480,7 +480,7 @@ class Session:
 
         with serving:
             try:
-                passing = self._mesh.fetched.passage(want.digest, want.size, min(want.offset, want.size))
+                passing = self._mesh.files.fetched.passage(want.digest, want.size, min(want.offset, want.size))
             except StoreError:  # no room for the files of others
                 with suppress(SessionError):
                     await self.link.send(name, codec.encode(Chunk(want.digest, GONE)), bulk=True)
