@@ -153,6 +153,10 @@ class Party:
                 proof = two_releases(first, signed, group.id, (places[0], places[1]))
                 self._evidence.append((instance, proof))
 
+    def knows(self, sid: bytes) -> bool:
+        """Whether this instance is one of ours, over, or the next of a group that was asked for."""
+        return sid in self._instances or sid in self._over or any(g.next_sid == sid for g in self._groups.values())
+
     def done(self, work: Work, result: Any) -> None:
         """The result of work that a step asked for."""
         if work.sid in self._instances:

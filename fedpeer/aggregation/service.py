@@ -4,6 +4,9 @@ Rules
 * A step's messages and secrets are one transaction; only then is anything sent, and work begun. Our own messages are
   records of the mesh, and so the log: after a restart the Party is made again from them and from the kept secrets.
 * Secrets are sealed on disk with a key of this peer's identity.
+* The parties of a stage with sums have a scope of their own, named `root`: what is said, and files, are for them alone.
+* A message is one record, whoever passes it on and however it is wrapped: its slot is its name. Of instances that are
+  not known here others may fill half of a sender's room and no more, so that what is known always finds place.
 * When others have a message of ours that is not in our log, the log was restored from an old copy, and there may be
   more that nobody sent: that instance is left alone for good.
 * The first vector asked for a sum is the only one: its hash is kept. Another vector, history or parameters for the
@@ -51,11 +54,12 @@ from fedpeer.errors import (
 )
 from fedpeer.events import Events
 from fedpeer.identity import Card, Identity
-from fedpeer.mesh.records import Record
+from fedpeer.mesh.records import MAX_RECORDS, Record
 from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Schema, Store, Transaction
 
 KIND: Final = "sa1"
+SID_CHARACTERS: Final = 33
 WIDTH: Final = 24
 _NONCE_BYTES: Final = 12
 
@@ -97,8 +101,8 @@ class Aggregation:
         self._agreed = Agreed(mesh, mesh.files, mesh.roster, store, run_in_thread)
         self._drivers: dict[bytes, _Driver] = {}
         self._nursery: trio.Nursery | None = None
-        self._strays: defaultdict[bytes, dict[str, Signed]] = defaultdict(dict)  # contract → slot → message
-        mesh.seal(KIND, _verify, self._stray)
+        self._strays: defaultdict[bytes, dict[bytes, Signed]] = defaultdict(dict)  # scope → sid → one message
+        mesh.seal(KIND, self._verify, self._stray)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part in the sums of all open contracts until cancelled. Started when those of the last run go on."""
@@ -130,7 +134,9 @@ class Aggregation:
         return await self._agreed.agree(contract, parties, stage, turn, k, mine)
 
     def forget(self, tx: Transaction, contract: bytes) -> None:
-        """The contract's scope is closed: nobody needs anything of its sums any more."""
+        """The contract is over: nobody needs anything of its sums any more, and their scopes are closed with it."""
+        for (root,) in tx.all("SELECT root FROM aggregation_party WHERE contract = ?", (contract,)):
+            self.mesh.close_scope(tx, root)
         tx.execute("DELETE FROM aggregation_sum WHERE contract = ?", (contract,))
         for table in ("secret", "lost"):
             of_contract = "root IN (SELECT root FROM aggregation_party WHERE contract = ?)"
@@ -140,25 +146,41 @@ class Aggregation:
 
     def _stray(self, record: Record) -> None:
         """Others have a message of ours that is not in our log."""
-        self._strays[record.scope][record.slot] = parse(record.body)
-        for driver in self._drivers.values():
-            if driver.contract == record.scope:
-                driver.ring()
+        signed = parse(record.body)
+        self._strays[record.scope].setdefault(signed.sid, signed)
+        if record.scope in self._drivers:
+            self._drivers[record.scope].ring()
 
-    def strays(self, contract: bytes, prefix: str) -> list[Signed]:
-        """Messages of ours that others have, and we have not."""
-        return [signed for slot, signed in self._strays[contract].items() if slot.startswith(prefix)]
+    def strays(self, root: bytes) -> list[Signed]:
+        """Of each instance of which others have a message of ours that we have not, one such message."""
+        return list(self._strays[root].values()) if root in self._strays else []
+
+    def _verify(self, record: Record, card: Card) -> None:
+        """What the mesh asks before it keeps or passes on a message of a sum."""
+        signed = parse(record.body)
+        if record.slot != _slot(signed):
+            raise RemoteProtocolError("a message of a sum under another name")
+        driver = self._drivers.get(record.scope)
+        if signed.kind == "SHARE":
+            holder = signed.message.holder
+            if driver is not None and driver.parties[holder : holder + 1] != [record.to]:
+                raise RemoteProtocolError("a share that was addressed to another than its holder")
+        elif record.to and signed.kind != "SCATTER":
+            raise RemoteProtocolError("a message for all that was addressed to one")
+        signed.verify(card.body.signing)
 
     def _forgotten(self, contract: bytes) -> None:
-        self._strays.pop(contract, None)
         for root, driver in list(self._drivers.items()):
             if driver.contract == contract:
+                self._strays.pop(root, None)
                 driver.scope.cancel()
                 del self._drivers[root]
 
     async def _driver(self, contract: bytes, parties: Sequence[str], terms: Terms) -> _Driver:
-        root = hash_("fp.sa1.who", contract, *(party.encode() for party in parties))
+        root = root_of(contract, parties)
         if root not in self._drivers:
+            if contract not in self.mesh.scopes:
+                raise LocalProtocolError("a sum of a contract whose scope is not open")
             if len(parties) < MIN_PARTIES:
                 raise SumError(
                     f"a secure sum over {len(parties)} parties would show one what the others have",
@@ -178,9 +200,12 @@ class Aggregation:
                 terms.prg,
             )
             driver = self._drivers[root] = _Driver(self, contract, root, parties, numbers, terms)
-            await self.store.write(
-                lambda tx: tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            )
+
+            def begin(tx: Transaction) -> None:
+                tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                self.mesh.open_scope(tx, root, parties)
+
+            await self.store.write(begin)
             assert self._nursery is not None, "sums begin when run() has started"
             self._nursery.start_soon(driver.run)
         return self._drivers[root]
@@ -203,9 +228,9 @@ class _Driver:
         self._aggregation, self._mesh, self._store = aggregation, aggregation.mesh, aggregation.store
         self._numbers, self._stall_s, self._prg = numbers, terms.stall_s, terms.prg
         self._me = self.parties.index(aggregation.identity.id)
-        self._prefix = root.hex()[:16] + "/"
         self._position = 0
         self._over: set[str] = set()  # beginnings of slots of which nobody needs anything any more
+        self._known: Callable[[bytes], bool] = lambda _sid: True
         self._bell = trio.Event()
         self._asks: list[Ask] = []
         self._results: list[tuple[Work, Any]] = []
@@ -298,7 +323,8 @@ class _Driver:
             name_of=lambda party: self._mesh.roster.name_of(self.parties[party]),
         )
         party = Party(setting, self._aggregation.identity.signing, random_bytes, kept, lost)
-        self._mesh.refuse(self.contract, lambda record: record.kind == KIND and record.slot[:33] in self._over)
+        self._known = party.knows
+        self._mesh.refuse(self.root, self._refuses)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             while True:
@@ -314,8 +340,19 @@ class _Driver:
     async def _watch(self) -> None:
         with suppress(LocalProtocolError):  # the scope was closed
             while True:
-                await self._mesh.changed(self.contract)
+                await self._mesh.changed(self.root)
                 self.ring()
+
+    def _refuses(self, record: Record) -> bool:
+        """Of what is over nothing is taken, of what is not known only so much that what is known still has room."""
+        if record.slot[:SID_CHARACTERS] in self._over:
+            return True
+        if self._mesh.count(self.root, record.sender) < MAX_RECORDS // 2:
+            return False
+        try:
+            return not self._known(parse(record.body).sid)
+        except RemoteProtocolError:
+            return True
 
     def _tell(self) -> None:
         self._told.set()
@@ -333,17 +370,16 @@ class _Driver:
         now, lost = trio.current_time(), len(party.lost)
         if self._asks and party.overflowed:  # what was far ahead then may be wanted now
             self._position, party.overflowed = 0, False
-        new, self._position = self._mesh.since(self.contract, KIND, self._position)
-        strays = self._aggregation.strays(self.contract, self._prefix)
+        new, self._position = self._mesh.since(self.root, KIND, self._position)
+        strays = self._aggregation.strays(self.root)
         asks, self._asks = self._asks, []
         results, self._results = self._results, []
 
         def look() -> Step:
-            for sender, slot, body in new:
-                if slot.startswith(self._prefix):
-                    signed = parse(body)
-                    if signed.sender < len(self.parties) and self.parties[signed.sender] == sender:
-                        party.add(signed, logged=sender == self._mesh.me)
+            for sender, _slot, body in new:
+                signed = parse(body)
+                if signed.sender < len(self.parties) and self.parties[signed.sender] == sender:
+                    party.add(signed, logged=sender == self._mesh.me)
             for stray in strays:
                 party.add(stray)
             for ask in asks:
@@ -361,7 +397,7 @@ class _Driver:
         return step
 
     async def _carry_out(self, party: Party, step: Step, nursery: trio.Nursery) -> None:
-        self._over |= {self._prefix + sid.hex()[:16] for sid in step.forget}
+        self._over |= {_slot_of(sid) for sid in step.forget}
         for sid in step.void:
             for scope in self._working.get(sid, ()):
                 scope.cancel()
@@ -396,13 +432,13 @@ class _Driver:
             for digest in _files_of(signed):
                 path = self._store.path_of(digest)
                 if path.exists():
-                    self._mesh.files.offer(tx, self.contract, digest, path.stat().st_size)
+                    self._mesh.files.offer(tx, self.root, digest, path.stat().st_size)
             peer = "" if to is None or to == self._me else self.parties[to]
-            self._mesh.publish(tx, self.contract, KIND, _slot(self._prefix, signed), signed.raw, to=peer)
+            self._mesh.publish(tx, self.root, KIND, _slot(signed), signed.raw, to=peer)
         for digest in step.drop:
-            self._mesh.files.withdraw(tx, self.contract, digest)
+            self._mesh.files.withdraw(tx, self.root, digest)
         for sid in step.forget:
-            self._mesh.discard_under(tx, self.contract, KIND, self._prefix + sid.hex()[:16])
+            self._mesh.discard_under(tx, self.root, KIND, _slot_of(sid))
 
     def _load(self, tx: Transaction) -> tuple[dict[bytes, bytes], list[bytes]]:
         """The kept secrets, and the instances of which our log lacks something."""
@@ -458,9 +494,7 @@ class _Driver:
 
         if not await self._aggregation.run_in_thread(is_ours):
             peers = [self.parties[party] for party in holders if party != self._me]
-            self._paths[digest] = await self._mesh.files.fetch(
-                self.contract, digest, nbytes, peers, digest_of=digest_of
-            )
+            self._paths[digest] = await self._mesh.files.fetch(self.root, digest, nbytes, peers, digest_of=digest_of)
         return True
 
     def _path(self, digest: bytes) -> Path:
@@ -481,9 +515,19 @@ def _digest_of(work: Fetch) -> Callable[..., bytes]:
     return partial(slices.sum_digest, work.ctx, work.chunk)
 
 
-def _slot(prefix: str, signed: Signed) -> str:
+def root_of(contract: bytes, parties: Sequence[str]) -> bytes:
+    """Names the sums that these parties (peer ids, in order) have in a contract: their scope, and in every sid."""
+    return hash_("fp.sa1.who", contract, *(party.encode() for party in parties))
+
+
+def _slot(signed: Signed) -> str:
     """The record's slot: each distinct message has its own; whether two contradict is the aggregation's to see."""
-    return f"{prefix}{signed.sid.hex()[:16]}/{signed.kind}/{signed.digest.hex()}"
+    return f"{_slot_of(signed.sid)}{signed.kind}/{signed.digest.hex()}"
+
+
+def _slot_of(sid: bytes) -> str:
+    """What the slots of an instance begin with."""
+    return f"{sid.hex()[: SID_CHARACTERS - 1]}/"
 
 
 def _files_of(signed: Signed) -> list[bytes]:
@@ -494,17 +538,6 @@ def _files_of(signed: Signed) -> list[bytes]:
         case "FINAL":
             return [signed.message.sum_hash]
     return []
-
-
-def _verify(record: Record, card: Card) -> None:
-    """What the mesh asks before it keeps or passes on a message of a sum."""
-    signed = parse(record.body)
-    prefix = record.slot[:17]
-    if prefix[16:] != "/" or record.slot != _slot(prefix, signed):
-        raise RemoteProtocolError("a message of a sum under another name")
-    if record.to and signed.kind not in ("SHARE", "SCATTER"):
-        raise RemoteProtocolError("a message for all that was addressed to one")
-    signed.verify(card.body.signing)
 
 
 def _ask_once(tx: Transaction, contract: bytes, request: Request, asked: bytes) -> None:

@@ -410,6 +410,7 @@ def check(contract: Contract, find: FindStage) -> None:
     for entry, stage in known.values():
         _check_stage(contract, entry, stage)
         _check_inputs(contract, entry, stage, known)
+    _check_sums(contract, known)
     contract.in_order()
     for item in contract.release:
         where = f'[release] "{item.output}"'
@@ -444,6 +445,18 @@ def _check_participants(contract: Contract) -> None:
         raise ContractError(f"[participants] has {len(aliases)} entries, where at most {MAX_PEERS} are allowed")
     if contract.initiator not in aliases:
         raise ContractError(f"the initiator {contract.initiator!r} is not a participant")
+
+
+def _check_sums(contract: Contract, known: Mapping[str, tuple[StageEntry, Stage]]) -> None:
+    """All stages with sums are held by the same participants: two sums over nearly the same show one's values."""
+    summing = [entry for entry, stage in known.values() if any(isinstance(m, Sum) for m in stage.messages.values())]
+    for entry in summing[1:]:
+        if entry.role_of.keys() != summing[0].role_of.keys():
+            raise ContractError(
+                f"stages {summing[0].id!r} and {entry.id!r} make secure sums over different participants: the "
+                f"difference of two sums would tell the values of those who are in one only",
+                hint="the same participants take part in every stage with sums, or each set has a contract of its own",
+            )
 
 
 def _check_stage(contract: Contract, entry: StageEntry, stage: Stage) -> None:

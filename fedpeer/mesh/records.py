@@ -7,7 +7,8 @@ Rules
 * A *sealed* record has no signature behind it: its body is signed in a form of its own. What follows the encoding is
   the signature, or nothing, so the two forms cannot be taken for each other.
 * A *directed* record is for one peer of the audience (`to`). Who only passes it on keeps it, and does not show it.
-* The first record in a slot stays. A different one by the same sender is kept once as evidence of equivocation.
+* The first record in a slot stays. A different one by the same sender is kept once as evidence of equivocation; not so
+  of sealed ones, around which anybody could put something else. There the addressee takes the one addressed to it.
 * Of a closed scope one record of ours may stay, the farewell: it is told to whoever of the audience still asks, for
   the others cannot know that everybody has heard everything.
 * Caps, for each scope and sender: `MAX_RECORDS` records of together `MAX_BYTES`, `MAX_EVIDENCE` pieces of evidence.
@@ -15,6 +16,7 @@ Rules
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
@@ -123,6 +125,7 @@ class Shelf:
         self._ends: dict[str, int] = {}  # the next number of each kind
         self._numbers: dict[bytes, int] = {}  # by digest
         self._passed: dict[tuple[str, str, str], Signed] = {}
+        self._counts: Counter[str] = Counter()  # by sender
 
     def __iter__(self) -> Iterator[Signed]:
         for shelf in self._by_kind.values():
@@ -138,6 +141,7 @@ class Shelf:
         record = signed.record
         if self.get(*signed.key) is not None:
             return False
+        self._counts[record.sender] += 1
         if record.to not in ("", self._me) and record.sender != self._me:
             self._passed[signed.key] = signed
             return True
@@ -146,6 +150,16 @@ class Shelf:
         self._feeds.setdefault(record.kind, {})[number] = signed
         self._ends[record.kind], self._numbers[signed.digest] = number + 1, number
         return True
+
+    def count(self, sender: str) -> int:
+        """How many records of this sender are here."""
+        return self._counts[sender]
+
+    def readdress(self, signed: Signed) -> None:
+        """Take this in the place of the one that is only passed on."""
+        if self._passed.pop(signed.key, None) is not None:
+            self._counts[signed.record.sender] -= 1
+        self.add(signed)
 
     def get(self, kind: str, slot: str, sender: str) -> Signed | None:
         """The record of this slot, also one that is only passed on."""
@@ -181,8 +195,10 @@ class Shelf:
         shelf = self._by_kind.get(kind, {})
         for key in [key for key in shelf if which(key[0])]:
             del self._feeds[kind][self._numbers.pop(shelf.pop(key).digest)]
+            self._counts[key[1]] -= 1
         for passed in [key for key in self._passed if key[0] == kind and which(key[1])]:
             del self._passed[passed]
+            self._counts[passed[2]] -= 1
 
     def missing(self, known: Collection[bytes]) -> list[Signed]:
         """What somebody who holds the records of these digests lacks."""
@@ -224,13 +240,23 @@ def keep(tx: Transaction, signed: Signed) -> Literal["new", "same", "evidence", 
             return "dropped"
         tx.execute("INSERT INTO mesh_record VALUES (?, ?, ?, ?, ?)", (*place, signed.raw))
         return "new"
-    if parse(row[0]).digest == signed.digest:  # Ed25519 has more than one signature of a statement
+    held = parse(row[0])
+    if held.digest == signed.digest:  # Ed25519 has more than one signature of a statement
         return "same"
+    if not held.signature or not signed.signature:  # nobody signed what is around the body of a sealed one
+        return "same" if held.record.body == signed.record.body else "dropped"
     (count,) = tx.one("SELECT COUNT(*) FROM mesh_evidence WHERE scope = ? AND sender = ?", (place[0], place[3]))
     if count >= MAX_EVIDENCE:
         return "dropped"
     added = tx.execute("INSERT OR IGNORE INTO mesh_evidence VALUES (?, ?, ?, ?, ?, ?)", (*place, row[0], signed.raw))
     return "evidence" if added.rowcount else "dropped"
+
+
+def readdress(tx: Transaction, signed: Signed) -> None:
+    """Keep this in the place of the record in its slot: the same that was addressed to another."""
+    place = (signed.record.scope, *signed.key)
+    tx.execute("DELETE FROM mesh_record WHERE scope = ? AND kind = ? AND slot = ? AND sender = ?", place)
+    tx.execute("INSERT INTO mesh_record VALUES (?, ?, ?, ?, ?)", (*place, signed.raw))
 
 
 def discard(tx: Transaction, scope: bytes, kind: str, slot: str) -> None:

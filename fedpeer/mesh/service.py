@@ -241,7 +241,8 @@ class Mesh:
         """Records of this kind are signed in their body: they get no other signature, and are taken in no other form.
 
         `verify(record, card)` raises TrustError or RemoteProtocolError unless the peer of that card signed the body
-        *and* with it all the rest: scope, kind, slot, sender and to; else who passes the record on could change them.
+        *and* with it kind, slot and sender; else who passes the record on could change them. Scope and addressee it
+        could change: the same body in the same slot stays one record, and is evidence of nothing.
         `stray(record)`: others have such a record of ours that we do not; it is not kept. What is here is our log.
         Call it before `run`, and before records of this kind are published.
         """
@@ -299,6 +300,10 @@ class Mesh:
         new, position = self.scopes[scope].shelf.since(kind, position)
         return [(signed.record.sender, signed.record.slot, signed.record.body) for signed in new], position
 
+    def count(self, scope: bytes, sender: str) -> int:
+        """How many records of this sender are here."""
+        return self.scopes[scope].shelf.count(sender) if scope in self.scopes else 0
+
     def changed(self, scope: bytes) -> Awaitable[None]:
         """Wait until a record is added to the scope after this call was made, or the scope is closed."""
         return self._scope(scope).added.ticket.wait()
@@ -334,6 +339,9 @@ class Mesh:
             outcome = records.keep(tx, signed)
             if outcome == "new":
                 tx.after_commit(partial(self._added, signed, session.peer))
+            elif outcome == "same" and record.to == self.me and opened.shelf.read(*signed.key) is None:
+                records.readdress(tx, signed)
+                tx.after_commit(partial(self._readdressed, signed))
             return outcome
 
         if await self.store.write(commit) == "evidence":
@@ -343,6 +351,12 @@ class Mesh:
             self._events.publish(f"peer:{peer}", "equivocation", scope=record.scope.hex(), **facts)
             if self.on_equivocation is not None:
                 self.on_equivocation(record.scope, peer)
+
+    def _readdressed(self, signed: Signed) -> None:
+        opened = self.scopes.get(signed.record.scope)
+        if opened is not None:
+            opened.shelf.readdress(signed)
+            opened.added.ring()
 
     def _discarded(self, scope: bytes, kind: str, slot: str) -> None:
         if scope in self.scopes:

@@ -13,7 +13,7 @@ import trio
 
 from fedpeer.aggregation.messages import Signed, parse
 from fedpeer.aggregation.request import Request, Terms, Total
-from fedpeer.aggregation.service import KIND, Aggregation
+from fedpeer.aggregation.service import KIND, Aggregation, root_of
 from fedpeer.crypto import Secret
 from fedpeer.errors import FedpeerError
 from fedpeer.events import Events
@@ -121,17 +121,20 @@ class Daemon:
     # what is seen of it
 
     def files(self) -> list[Path]:
-        fetched = self.folder / "fetched" / CONTRACT.hex()
-        return [*self.store.files.iterdir(), *(fetched.iterdir() if fetched.exists() else ())]
+        return [*self.store.files.iterdir(), *(self.folder / "fetched").glob("*/*")]
 
     def rows(self, table: str) -> list[Any]:
         return self.store.write_now(lambda tx: tx.all(f"SELECT * FROM {table}"))
 
-    def messages(self, kind: str = "", sender: Daemon | None = None, contract: bytes = CONTRACT) -> list[Signed]:
-        """The messages of sums that are here."""
+    def held(self) -> dict[tuple[str, str], bytes]:
+        """The records of sums that are here, of all contracts: (slot, sender) → message."""
+        return {place: body for scope in self.mesh.scopes for place, body in self.mesh.held(scope, KIND).items()}
+
+    def messages(self, kind: str = "", sender: Daemon | None = None) -> list[Signed]:
+        """The messages of sums that are here, of all contracts."""
         return [
             signed
-            for (_, peer), body in self.mesh.held(contract, KIND).items()
+            for (_, peer), body in self.held().items()
             if (signed := parse(body)).kind.startswith(kind) and (sender is None or peer == sender.id)
         ]
 
@@ -164,6 +167,13 @@ async def introduced(folder: Path, network: MemoryNetwork, *names: str, **thread
 async def open_scope(daemon: Daemon, audience: Sequence[Daemon], contract: bytes = CONTRACT) -> None:
     ids = [other.id for other in audience]
     await daemon.store.write(partial(daemon.mesh.open_scope, scope=contract, audience=ids))
+
+
+async def open_sums(daemon: Daemon, parties: Sequence[Daemon]) -> bytes:
+    """Hear what these say in their sums, without a part in them; the scope."""
+    scope = root_of(CONTRACT, [party.id for party in parties])
+    await open_scope(daemon, parties, scope)
+    return scope
 
 
 async def together(daemons: Sequence[Daemon], work: Callable[[Daemon], Awaitable[Any]]) -> list[Any]:

@@ -21,6 +21,7 @@ from sums_cast import (
     expected,
     introduced,
     open_scope,
+    open_sums,
     together,
     until,
     vector_of,
@@ -31,7 +32,7 @@ from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import parse, sign
 from fedpeer.aggregation.request import Total
 from fedpeer.aggregation.seat import Seat, Step
-from fedpeer.aggregation.service import KIND, _slot
+from fedpeer.aggregation.service import KIND, _slot, root_of
 from fedpeer.crypto import hash_
 from fedpeer.errors import (
     BelowQuorum,
@@ -312,7 +313,7 @@ async def test_many_turns_leave_no_more_than_the_last_ones(
             for k in range(2):
                 await daemon.sum(daemons, k, turn=turn)
             (driver,) = daemon.aggregation._drivers.values()
-            old.setdefault(daemon.name, dict(daemon.mesh.held(CONTRACT, KIND)))
+            old.setdefault(daemon.name, daemon.held())
             await trio.sleep(40)  # neighbours looked around: what is over did not come back
             left[daemon.name].append(
                 (
@@ -323,13 +324,15 @@ async def test_many_turns_leave_no_more_than_the_last_ones(
                 )
             )
 
-        before = daemon.mesh.held(CONTRACT, KIND)
+        before = daemon.held()
         other = daemons[0] if daemon is daemons[1] else daemons[1]
         for (slot, sender), body in old[other.name].items():  # as from one that was away and has it still
             if sender == other.id and not slot.count("/SCATTER/") + slot.count("/SHARE/"):
-                record = records.seal(records.Record(CONTRACT, KIND, slot, sender, body))
+                record = records.seal(
+                    records.Record(root_of(CONTRACT, [d.id for d in daemons]), KIND, slot, sender, body)
+                )
                 await daemon.mesh.record_came(daemon.connections.sessions[other.id], record.raw)
-        assert daemon.mesh.held(CONTRACT, KIND).keys() == before.keys()
+        assert daemon.held().keys() == before.keys()
 
     assert await together(daemons, work) == [None] * 4
     for counts in left.values():
@@ -349,7 +352,7 @@ async def test_one_that_is_gone_for_good_costs_the_others_no_more_than_the_last_
         for turn in range(1, 9):
             await daemon.sum(daemons, turn=turn)
             if daemon is here[0]:
-                left.append(len({slot[:33] for slot, _ in daemon.mesh.held(CONTRACT, KIND)}))
+                left.append(len({slot[:33] for slot, _ in daemon.held()}))
 
     await together(here, work)
     assert max(left) == left[-1] <= 3 + 2, "three, the last one, and the one that all have just passed"
@@ -723,13 +726,13 @@ async def test_what_one_says_in_the_name_of_another_counts_for_nobody(
             assert len(daemon.messages("RELEASE", mallory)) == 1, "it is here, and stands for nothing"
             assert not any(signed.message.sender == 3 for signed in daemon.messages())
             return total
+        scope = await open_sums(mallory, daemons)
         await until(lambda: len(mallory.messages("READY")) == 3 and mallory.id in here[1].connections.sessions)
-        (driver,) = {slot[:17] for slot, _ in mallory.mesh.held(CONTRACT, KIND)}
         sid = mallory.messages("READY")[0].sid
         forged = sign(mallory.identity.signing, sid, "RELEASE", 0, bytes(32), b"\x0f", [])
-        slot = _slot(driver, forged)
-        await mallory.store.write(lambda tx: mallory.mesh.publish(tx, CONTRACT, KIND, slot, forged.raw))
-        record, bob = records.seal(records.Record(CONTRACT, KIND, slot, here[0].id, forged.raw)), here[1]
+        slot = _slot(forged)
+        await mallory.store.write(lambda tx: mallory.mesh.publish(tx, scope, KIND, slot, forged.raw))
+        record, bob = records.seal(records.Record(scope, KIND, slot, here[0].id, forged.raw)), here[1]
         with pytest.raises(RemoteProtocolError):
             await bob.mesh.record_came(bob.connections.sessions[mallory.id], record.raw)
         return None

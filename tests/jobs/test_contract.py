@@ -288,6 +288,13 @@ def test_what_is_wrong_is_named(old: str, new: str, message: str, hint: str | No
     assert hint in caught.value.hint
 
 
+def test_stages_with_sums_over_different_participants_are_refused() -> None:
+    some = TEXT.replace('id = "evaluate"', 'id = "evaluate"\nroles = { member = ["north", "south", "east"] }')
+    with pytest.raises(ContractError, match="'fit' and 'evaluate' make secure sums over different participants"):
+        parse(some)
+    assert len(parse(TEXT).stages) == 2
+
+
 def test_sums_that_would_wrap_with_so_many_participants_are_refused() -> None:
     messages = {"gradient": Sum("the sum", clip=1.0, bits=22)}
     fine = Stage(fit.function, 1, FitParams, fit.roles, fit.inputs, fit.outputs, messages)
