@@ -239,12 +239,12 @@ async def job_cancel(daemon: Daemon, ask: Ref) -> JobView:
 
 async def model_list(daemon: Daemon, _: Arguments) -> list[ModelView]:
     """List the models that jobs left at this peer."""
-    return await daemon.jobs.models()
+    return await daemon.jobs.models.list()
 
 
 async def model_show(daemon: Daemon, ask: Ref) -> ModelView:
     """Show one model: where it is from and what it says of itself."""
-    return await daemon.jobs.model(ask.ref)
+    return await daemon.jobs.models.get(ask.ref)
 
 
 async def model_predict(daemon: Daemon, ask: Prediction) -> bytes:
@@ -252,7 +252,7 @@ async def model_predict(daemon: Daemon, ask: Prediction) -> bytes:
     import pyarrow as pa
     import pyarrow.csv
 
-    table = await daemon.jobs.predict(ask.ref, ask.dataset)
+    table = await daemon.jobs.models.predict(ask.ref, ask.dataset)
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(quoting_style="needed"))
     return bytes(sink.getvalue())

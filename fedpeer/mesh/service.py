@@ -201,7 +201,6 @@ class Mesh:
                 opened.neighbours.lost.add(peer)
                 self._tell_near(scope, opened)
         self._changes.ring()
-        self.files.ways.ring()
 
     def _tell_near(self, scope: bytes, opened: Scope) -> None:
         for session in self._audience(opened):  # who opens it later knows it from the first moment

@@ -188,7 +188,7 @@ async def test_training_ends_at_the_optimum_of_all_though_one_was_away_for_some_
         undisturbed = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN, name="undisturbed"))
         with trio.fail_after(600):
             assert (await peers["alice"].daemon.jobs.wait(undisturbed.id)).state == "done"
-        one, other = [(await peers["alice"].daemon.jobs.model(name)).facts for name in ("job", "undisturbed")]
+        one, other = [(await peers["alice"].daemon.jobs.models.get(name)).facts for name in ("job", "undisturbed")]
         assert one["converged"]
         assert one["objective"] == pytest.approx(other["objective"], rel=1e-9)
 

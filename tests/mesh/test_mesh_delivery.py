@@ -459,6 +459,33 @@ async def test_more_blobs_than_lanes_are_fetched_at_once(alice, bob, autojump_cl
         assert sorted(fetched) == sorted(data)
 
 
+async def test_a_fetch_waits_for_its_holder_until_the_scope_is_closed(alice, bob, autojump_clock) -> None:
+    async with together(alice, bob) as nursery:
+        digest = await alice.offer(LARGE)
+        await alice.stop()
+        while bob.connections.connected(alice.id):
+            await bob.connections.changed.ticket.wait()
+        got: list[bytes] = []
+
+        async def fetch() -> None:
+            got.append((await bob.mesh.files.fetch(SCOPE, digest, len(LARGE), [alice.id])).read_bytes())
+
+        async def fetch_what_nobody_has() -> None:
+            with pytest.raises(LocalProtocolError, match="not open"):
+                await bob.mesh.files.fetch(SCOPE, bytes(32), 100, ["fp1nobody"])
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as fetching:
+                fetching.start_soon(fetch_what_nobody_has)
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(fetch)
+                    await trio.sleep(10)
+                    assert got == []
+                    await alice.start(nursery)
+                assert got == [LARGE]
+                await bob.store.write(lambda tx: bob.mesh.close_scope(tx, SCOPE))
+
+
 async def test_a_transfer_goes_on_where_it_was_after_a_cut_and_a_restart(network, alice, bob, autojump_clock) -> None:
     async with together(alice, bob) as nursery:
         digest = await alice.offer(LARGE)

@@ -237,6 +237,12 @@ async def test_a_new_session_replaces_one_that_died_unnoticed(home, network, aut
         await larger.until_connected(smaller)
         await smaller.until_connected(larger)
         old = smaller.connections.sessions[larger.id]
+        told: list[
+            tuple[str, object]
+        ] = []  # of what follows from it, the mesh is told: first the end, then the new one
+        lost, connected = smaller.connections.on_lost, smaller.connections.on_connected
+        smaller.connections.on_lost = lambda peer: (told.append(("lost", peer)), lost(peer))[1]
+        smaller.connections.on_connected = lambda session: (told.append(("new", session)), connected(session))[1]
         network.cut("alice", "bob", silent=True)
         dead = larger.connections.sessions[smaller.id].link._stream.stream
         dead.aclose = trio.lowlevel.checkpoint  # the end of it does not arrive either
@@ -250,7 +256,23 @@ async def test_a_new_session_replaces_one_that_died_unnoticed(home, network, aut
         await trio.testing.wait_all_tasks_blocked(0.01)
         new = smaller.connections.sessions[larger.id]
         assert new is not old
+        assert told == [("lost", larger.id), ("new", new)]
         assert new.link.handshake_hash == larger.connections.sessions[smaller.id].link.handshake_hash
+
+
+async def test_who_was_dialled_dials_when_the_dialler_does_not_any_more(home, network, autojump_clock) -> None:
+    alice, bob = (organization(home, network, name) for name in ("alice", "bob"))
+    async with running(alice, bob):
+        await introduce(alice, bob)
+        await alice.until_connected(bob)
+        await bob.until_connected(alice)
+        dialler, other = (alice, bob) if alice.connections.sessions[bob.id].link.initiator else (bob, alice)
+        dialler.connections._dialling[other.id].cancel()  # and the session that it had dialled with it
+        with trio.fail_after(10):
+            while other.connections.connected(dialler.id):
+                await other.connections.changed.ticket.wait()
+            await other.until_connected(dialler)
+        assert other.connections.sessions[dialler.id].link.initiator
 
 
 async def test_a_half_open_handshake_does_not_disturb_the_session(home, network, autojump_clock) -> None:
