@@ -81,6 +81,7 @@ class Aggregation:
                 CREATE TABLE aggregation_lost (root BLOB NOT NULL, sid BLOB NOT NULL, PRIMARY KEY (root, sid))
                     WITHOUT ROWID
                 """,
+                "CREATE TABLE aggregation_scope (root BLOB PRIMARY KEY, contract BLOB NOT NULL)",
             ],
         )
     ]
@@ -101,7 +102,7 @@ class Aggregation:
         self._agreed = Agreed(mesh, mesh.files, mesh.roster, store, run_in_thread)
         self._drivers: dict[bytes, _Driver] = {}
         self._nursery: trio.Nursery | None = None
-        self._strays: defaultdict[bytes, dict[bytes, Signed]] = defaultdict(dict)  # scope → sid → one message
+        self._strays: defaultdict[bytes, dict[str, Signed]] = defaultdict(dict)  # scope → slot → message
         mesh.seal(KIND, self._verify, self._stray)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -133,9 +134,19 @@ class Aggregation:
         """One party's bytes for all (aggregation.agreed)."""
         return await self._agreed.agree(contract, parties, stage, turn, k, mine)
 
+    def open(self, tx: Transaction, contract: bytes, parties: Sequence[str]) -> None:
+        """These are going to have sums: keep what they say. Idempotent.
+
+        When the contract is opened, not only with the first sum: a peer that was restored from an old copy of its state
+        then hears what it has said before it says anything.
+        """
+        root = root_of(contract, parties)
+        self.mesh.open_scope(tx, root, parties)
+        tx.execute("INSERT OR IGNORE INTO aggregation_scope VALUES (?, ?)", (root, contract))
+
     def forget(self, tx: Transaction, contract: bytes) -> None:
         """The contract is over: nobody needs anything of its sums any more, and their scopes are closed with it."""
-        for (root,) in tx.all("SELECT root FROM aggregation_party WHERE contract = ?", (contract,)):
+        for (root,) in tx.all("DELETE FROM aggregation_scope WHERE contract = ? RETURNING root", (contract,)):
             self.mesh.close_scope(tx, root)
         tx.execute("DELETE FROM aggregation_sum WHERE contract = ?", (contract,))
         for table in ("secret", "lost"):
@@ -146,13 +157,12 @@ class Aggregation:
 
     def _stray(self, record: Record) -> None:
         """Others have a message of ours that is not in our log."""
-        signed = parse(record.body)
-        self._strays[record.scope].setdefault(signed.sid, signed)
+        self._strays[record.scope][record.slot] = parse(record.body)  # as many as we have ever signed
         if record.scope in self._drivers:
             self._drivers[record.scope].ring()
 
     def strays(self, root: bytes) -> list[Signed]:
-        """Of each instance of which others have a message of ours that we have not, one such message."""
+        """Messages of ours that others have, and we have not."""
         return list(self._strays[root].values()) if root in self._strays else []
 
     def _verify(self, record: Record, card: Card) -> None:
@@ -203,7 +213,7 @@ class Aggregation:
 
             def begin(tx: Transaction) -> None:
                 tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-                self.mesh.open_scope(tx, root, parties)
+                self.open(tx, contract, parties)
 
             await self.store.write(begin)
             assert self._nursery is not None, "sums begin when run() has started"

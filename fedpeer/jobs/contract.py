@@ -233,6 +233,18 @@ def sums_of(contract: Contract, entry: StageEntry, find: FindStage) -> Profile |
         raise ContractError(f"stage {entry.id!r}: {error.message}") from None
 
 
+def summing(contract: Contract, find: FindStage) -> list[str]:
+    """The peers that have secure sums, in order; the same in all stages that make any."""
+    for entry in contract.stages:
+        if _sums(find(entry.run)):
+            return [contract.peer_of[alias] for alias in entry.role_of]
+    return []
+
+
+def _sums(stage: Stage) -> bool:
+    return any(isinstance(message, Sum) for message in stage.messages.values())
+
+
 # from text
 
 
@@ -449,7 +461,7 @@ def _check_participants(contract: Contract) -> None:
 
 def _check_sums(contract: Contract, known: Mapping[str, tuple[StageEntry, Stage]]) -> None:
     """All stages with sums are held by the same participants: two sums over nearly the same show one's values."""
-    summing = [entry for entry, stage in known.values() if any(isinstance(m, Sum) for m in stage.messages.values())]
+    summing = [entry for entry, stage in known.values() if _sums(stage)]
     for entry in summing[1:]:
         if entry.role_of.keys() != summing[0].role_of.keys():
             raise ContractError(

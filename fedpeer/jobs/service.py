@@ -31,6 +31,7 @@ from fedpeer.data.catalog import Catalog
 from fedpeer.errors import (
     Ambiguous,
     Cancelled,
+    ContractError,
     Equivocation,
     FedpeerError,
     JobError,
@@ -215,10 +216,16 @@ class Jobs:
         job = self._make(archive.Kept(contract_id, body, created, salt, "", "", closed=False), read)
         self._jobs[job.id] = job  # before anything is awaited: the same contract may arrive again meanwhile
         facts = {"initiator": self._roster.name_of(read.peer_of[read.initiator])}
+        try:
+            summing = contract.summing(read, self._stage)
+        except ContractError:  # it names what is not known here, and is going to be refused
+            summing = []
 
         def keep(tx: Transaction) -> None:
             archive.add(tx, job.id, body, created, salt)
             self._mesh.open_scope(tx, job.id, read.peers)
+            if self._mesh.me in summing:
+                self._aggregation.open(tx, job.id, summing)
             if read.peer_of[read.initiator] == self._mesh.me:
                 self._mesh.publish(tx, job.id, lifecycle.CONTRACT, "", body)
 

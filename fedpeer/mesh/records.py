@@ -7,8 +7,8 @@ Rules
 * A *sealed* record has no signature behind it: its body is signed in a form of its own. What follows the encoding is
   the signature, or nothing, so the two forms cannot be taken for each other.
 * A *directed* record is for one peer of the audience (`to`). Who only passes it on keeps it, and does not show it.
-* The first record in a slot stays. A different one by the same sender is kept once as evidence of equivocation; not so
-  of sealed ones, around which anybody could put something else. There the addressee takes the one addressed to it.
+* The first record in a slot stays. A different one by the same sender is kept once as evidence of equivocation. A
+  sealed one with the same body is no other: anybody could address it anew; the addressee takes the one that is for it.
 * Of a closed scope one record of ours may stay, the farewell: it is told to whoever of the audience still asks, for
   the others cannot know that everybody has heard everything.
 * Caps, for each scope and sender: `MAX_RECORDS` records of together `MAX_BYTES`, `MAX_EVIDENCE` pieces of evidence.
@@ -243,8 +243,10 @@ def keep(tx: Transaction, signed: Signed) -> Literal["new", "same", "evidence", 
     held = parse(row[0])
     if held.digest == signed.digest:  # Ed25519 has more than one signature of a statement
         return "same"
-    if not held.signature or not signed.signature:  # nobody signed what is around the body of a sealed one
-        return "same" if held.record.body == signed.record.body else "dropped"
+    if (
+        not signed.signature and held.record.body == signed.record.body
+    ):  # anybody could put another scope or to around it
+        return "same"
     (count,) = tx.one("SELECT COUNT(*) FROM mesh_evidence WHERE scope = ? AND sender = ?", (place[0], place[3]))
     if count >= MAX_EVIDENCE:
         return "dropped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,8 @@ class Daemon:
         self.card = self.identity.card(name, (self.address,)).text
         self.is_open = False
         self.scope = trio.CancelScope()
+        self.roots: defaultdict[bytes, set[bytes]] = defaultdict(set)
+        """the scopes of the sums of a contract"""
 
     def open(self, run_in_thread: RunInThread = call_directly, store_thread: RunInThread = call_directly) -> None:
         self.store = Store(self.folder, [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS], store_thread)
@@ -106,7 +109,9 @@ class Daemon:
         vector = vector_of(self.name, k) if vector is None else vector
         request = Request(stage, turn, k, vector, used, params, history, b"turn" + turn.to_bytes(28, "little"), group)
         terms = Terms(profile, min_parties, stall_s)
-        return await self.aggregation.sum(contract, [party.id for party in parties], terms, request)
+        ids = [party.id for party in parties]
+        self.roots[contract].add(root_of(contract, ids))
+        return await self.aggregation.sum(contract, ids, terms, request)
 
     async def agree(self, parties: Sequence[Daemon], mine: bytes, k: int = 0, turn: int = 1) -> bytes:
         return await self.aggregation.agree(CONTRACT, [party.id for party in parties], "fit", turn, k, mine)
@@ -126,15 +131,15 @@ class Daemon:
     def rows(self, table: str) -> list[Any]:
         return self.store.write_now(lambda tx: tx.all(f"SELECT * FROM {table}"))
 
-    def held(self) -> dict[tuple[str, str], bytes]:
-        """The records of sums that are here, of all contracts: (slot, sender) → message."""
-        return {place: body for scope in self.mesh.scopes for place, body in self.mesh.held(scope, KIND).items()}
+    def held(self, contract: bytes = CONTRACT) -> dict[tuple[str, str], bytes]:
+        """The records of sums that are here: (slot, sender) → message."""
+        return {place: body for root in self.roots[contract] for place, body in self.mesh.held(root, KIND).items()}
 
-    def messages(self, kind: str = "", sender: Daemon | None = None) -> list[Signed]:
-        """The messages of sums that are here, of all contracts."""
+    def messages(self, kind: str = "", sender: Daemon | None = None, contract: bytes = CONTRACT) -> list[Signed]:
+        """The messages of sums that are here."""
         return [
             signed
-            for (_, peer), body in self.held().items()
+            for (_, peer), body in self.held(contract).items()
             if (signed := parse(body)).kind.startswith(kind) and (sender is None or peer == sender.id)
         ]
 
@@ -165,15 +170,15 @@ async def introduced(folder: Path, network: MemoryNetwork, *names: str, **thread
 
 
 async def open_scope(daemon: Daemon, audience: Sequence[Daemon], contract: bytes = CONTRACT) -> None:
+    """As the jobs do: the contract's scope, and that of its sums."""
     ids = [other.id for other in audience]
-    await daemon.store.write(partial(daemon.mesh.open_scope, scope=contract, audience=ids))
 
+    def opened(tx: Any) -> None:
+        daemon.mesh.open_scope(tx, contract, ids)
+        daemon.aggregation.open(tx, contract, ids)
 
-async def open_sums(daemon: Daemon, parties: Sequence[Daemon]) -> bytes:
-    """Hear what these say in their sums, without a part in them; the scope."""
-    scope = root_of(CONTRACT, [party.id for party in parties])
-    await open_scope(daemon, parties, scope)
-    return scope
+    await daemon.store.write(opened)
+    daemon.roots[contract].add(root_of(contract, ids))
 
 
 async def together(daemons: Sequence[Daemon], work: Callable[[Daemon], Awaitable[Any]]) -> list[Any]:

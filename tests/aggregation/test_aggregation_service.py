@@ -21,15 +21,14 @@ from sums_cast import (
     expected,
     introduced,
     open_scope,
-    open_sums,
     together,
     until,
     vector_of,
 )
 
-from fedpeer.aggregation import party, vectors
+from fedpeer.aggregation import party, service, vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
-from fedpeer.aggregation.messages import parse, sign
+from fedpeer.aggregation.messages import Signed, parse, sign
 from fedpeer.aggregation.request import Total
 from fedpeer.aggregation.seat import Seat, Step
 from fedpeer.aggregation.service import KIND, _slot, root_of
@@ -726,7 +725,7 @@ async def test_what_one_says_in_the_name_of_another_counts_for_nobody(
             assert len(daemon.messages("RELEASE", mallory)) == 1, "it is here, and stands for nothing"
             assert not any(signed.message.sender == 3 for signed in daemon.messages())
             return total
-        scope = await open_sums(mallory, daemons)
+        scope = root_of(CONTRACT, [daemon.id for daemon in daemons])
         await until(lambda: len(mallory.messages("READY")) == 3 and mallory.id in here[1].connections.sessions)
         sid = mallory.messages("READY")[0].sid
         forged = sign(mallory.identity.signing, sid, "RELEASE", 0, bytes(32), b"\x0f", [])
@@ -739,6 +738,71 @@ async def test_what_one_says_in_the_name_of_another_counts_for_nobody(
 
     totals = await together(daemons, work)
     for total in totals[:3]:
+        assert total.values.tolist() == expected(here)
+
+
+async def test_a_message_is_one_record_however_it_is_wrapped_and_convicts_nobody(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    alice, bob, carol, mallory = daemons = await introduced(home, network, *NAMES[:4])
+    accused: list[str] = []
+    scope = root_of(CONTRACT, [daemon.id for daemon in daemons])
+
+    def wrapped(signed: Signed, author: Daemon, *, to: str = "", prefix: str = "") -> bytes:
+        return records.seal(records.Record(scope, KIND, prefix + _slot(signed), author.id, signed.raw, to)).raw
+
+    async def attack() -> None:
+        await until(lambda: mallory.id in bob.connections.sessions and len(alice.messages("SHARE", alice)) == 3)
+        session = bob.connections.sessions[mallory.id]
+        (for_bob,) = (s for s in alice.messages("SHARE", alice) if s.message.holder == 1)
+        advert, own = alice.messages("ADVERTISE", alice)[0], bob.messages("ADVERTISE", bob)[0]
+        before = bob.mesh.count(scope, alice.id)
+        for to in ("", carol.id):  # a share for bob that is said to be for all, or for another
+            with pytest.raises(RemoteProtocolError, match="addressed to another"):
+                await bob.mesh.record_came(session, wrapped(for_bob, alice, to=to))
+        for signed, author in ((advert, alice), (own, bob)):
+            with pytest.raises(RemoteProtocolError, match="under another name"):
+                await bob.mesh.record_came(session, wrapped(signed, author, prefix="0" * 16 + "/"))
+        assert bob.mesh.count(scope, alice.id) - before <= 1
+        await until(lambda: bool(alice.messages("SCATTER", alice)))
+        scatter = next(s for s in alice.messages("SCATTER", alice) if s.message.chunk == 0)
+        for to in (carol.id, bob.id, mallory.id, carol.id):
+            await bob.mesh.record_came(session, wrapped(scatter, alice, to=to))
+        assert scatter.digest in {s.digest for s in bob.messages("SCATTER", alice)}, "the one for itself it can read"
+
+    async def work(daemon: Daemon) -> Any:
+        daemon.mesh.on_equivocation = lambda _scope, peer: accused.append(peer)
+        async with trio.open_nursery() as nursery:
+            if daemon is mallory:
+                nursery.start_soon(attack)
+            return await daemon.sum(daemons)
+
+    for total in await together(daemons, work):
+        assert total.values.tolist() == expected(daemons)
+    assert accused == []
+
+
+async def test_what_is_not_known_leaves_half_of_its_authors_room_to_what_is(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_RECORDS", 100)
+    *here, mallory = daemons = await introduced(home, network, *NAMES[:4])
+    scope = root_of(CONTRACT, [daemon.id for daemon in daemons])
+
+    async def work(daemon: Daemon) -> Any:
+        if daemon is mallory:
+            await until(lambda: mallory.id in here[0].connections.sessions)
+            for number in range(200):
+                stray = sign(mallory.identity.signing, bytes([number]) * 32, "ACK", 3, 0, [])
+                record = records.seal(records.Record(scope, KIND, _slot(stray), mallory.id, stray.raw))
+                await here[0].mesh.record_came(here[0].connections.sessions[mallory.id], record.raw)
+            return None
+        total = await daemon.sum(daemons, turn=2)
+        if daemon is here[0]:
+            assert 50 <= daemon.mesh.count(scope, mallory.id) < 60
+        return total
+
+    for total in (await together(daemons, work))[:3]:
         assert total.values.tolist() == expected(here)
 
 
