@@ -566,9 +566,7 @@ async def test_a_daemon_that_stops_in_mid_round_goes_on_by_itself(autojump_clock
         assert len({outputs(view)["fit.model"] for view in views.values()}) == 1
         assert {s.restarts for view in views.values() for s in view.stages} == {0}, "no worker crashed"
         logs = await peers["bob"].daemon.jobs.logs(job.id)
-        assert sorted(line.facts["name"] for line in logs if line.event == "countersigned") == sorted(NAMES), (
-            "once each"
-        )
+        assert sorted(line.facts["name"] for line in logs if line.event == "countersigned") == sorted(NAMES)
 
 
 async def test_a_worker_that_always_crashes_fails_its_job_by_name_and_the_daemon_lives(
