@@ -42,17 +42,18 @@ def digest(total: npt.NDArray[np.float64]) -> str:
     inputs={},
     outputs={"report": Report},
     messages={
-        "ready": Sum("how many are there"),
+        "ready": Sum("the first number of each", clip=TOP / 2, bits=16),
         "vector": Sum("the sum of the vectors", clip=TOP / 2, bits=16),
     },
 )
 async def add(peers: Peers, params: Size) -> dict[str, Any]:
-    """A sum of one number, during which all are idle with a worker, and the sum that is measured.
+    """A sum of one float, during which all are idle with a worker, and the sum that is measured.
 
     Progress 0 of 1 is told when the vector is made, 1 of 1 when the total is here.
     """
-    await peers.sum("ready", np.array(1))
-    x = values(peers.all.index(peers.me), params.d)
+    number = peers.all.index(peers.me)
+    await peers.sum("ready", values(number, 1))
+    x = values(number, params.d)
     peers.progress(0, 1)
     total = await peers.sum("vector", x)
     peers.progress(1, 1)
