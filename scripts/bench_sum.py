@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from algorithms.bench import vector
@@ -95,8 +95,6 @@ class Memory:
         """from when its vector is made"""
         self.into: list[list[list[int]] | None] = [None] * len(daemons)
         """`idle`, `busy` or none of them, of each daemon"""
-        self.seen = True
-        """False where PSS is not for us to see"""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
@@ -117,7 +115,6 @@ class Memory:
                         try:
                             used += pss(pid)
                         except PermissionError:
-                            self.seen = False
                             return
                 if into is self.into[number]:  # not while it went from one to the other
                     into[number].append(used)
@@ -155,14 +152,23 @@ def connect(folder: Path, n: int) -> tuple[list[Daemon], list[dict[str, Any]]]:
     raise AssertionError("unreachable")
 
 
+class Counts(NamedTuple):
+    """Of each daemon so far."""
+
+    cpu: list[float]
+    sent: list[int]
+    """bytes that it says it sent"""
+    kernel: list[int] | None
+    """that the kernel says; None where that cannot be seen"""
+
+
 class Sum:
     """The job, followed to its end; what was counted before and after."""
 
-    def __init__(self, daemons: Sequence[Daemon], job: Job) -> None:
-        self.daemons, self.job = daemons, job
+    def __init__(self, daemons: Sequence[Daemon], job: Job, kernel: Kernel | None) -> None:
+        self.daemons, self.job, self._kernel = daemons, job, kernel
         self.begun = self.ended = 0.0
-        self.cpu_before: list[float] = []
-        self.sent_before: list[int] = []
+        self._before = Counts([], [], None)
         self._have: set[int] = set()
         self.memory = Memory(daemons)
 
@@ -190,8 +196,7 @@ class Sum:
             case {"event": "progress", "done": 0}:
                 if not self.begun:
                     self.begun = time.monotonic()
-                    self.cpu_before = [cpu_seconds(daemon) for daemon in self.daemons]
-                    self.sent_before = self._sent()
+                    self._before = self._count()
                 into[number] = self.memory.busy
             case {"event": "progress", "done": 1}:
                 self._have.add(number)
@@ -200,19 +205,26 @@ class Sum:
             case {"event": "failed" | "cancelled" as how, **facts}:
                 raise DemoError(f"the job {how} at {self.daemons[number].name}: {facts.get('message', '')}")
 
-    def _sent(self) -> list[int]:
-        return [daemon.client.call("status")["bytes_sent"] for daemon in self.daemons]
+    def _count(self) -> Counts:
+        counted = self._kernel.counted() if self._kernel else None
+        return Counts(
+            [cpu_seconds(daemon) for daemon in self.daemons],
+            [daemon.client.call("status")["bytes_sent"] for daemon in self.daemons],
+            counted and [sent for sent, _ in counted],
+        )
 
     @property
     def seconds(self) -> float:
         return self.ended - self.begun
 
-    def cpu(self) -> list[float]:
-        after = [cpu_seconds(daemon) for daemon in self.daemons]
-        return [late - early for early, late in zip(self.cpu_before, after, strict=True)]
-
-    def sent(self) -> list[int]:
-        return [late - early for early, late in zip(self.sent_before, self._sent(), strict=True)]
+    def counted(self) -> Counts:
+        """From when the first vector was made until now."""
+        (cpu, sent, kernel), (cpu_now, sent_now, kernel_now) = self._before, self._count()
+        return Counts(
+            [now - before for before, now in zip(cpu, cpu_now, strict=True)],
+            [now - before for before, now in zip(sent, sent_now, strict=True)],
+            [now - before for before, now in zip(kernel, kernel_now, strict=True)] if kernel and kernel_now else None,
+        )
 
     def used(self, d: int) -> list[int | None]:
         """Bytes above idle, without the vector of the stage."""
@@ -225,22 +237,34 @@ def measure(folder: Path, daemons: list[Daemon], n: int, d: int) -> tuple[dict[s
     people.print(f"[dim]{n} daemons are made[/dim]")
     made, cards = connect(folder, n)
     daemons += made
-    kernel = Kernel(daemons)
+    try:
+        kernel = Kernel(daemons)
+    except OSError as error:
+        kernel = None
+        people.print(f"[yellow]the kernel's counters cannot be read here ({error}): not compared[/yellow]")
     participants = "\n".join(f'{card["name"]} = "{card["id"]}"' for card in cards)
     text = CONTRACT.format(participants=participants, d=d)
     submitted = daemons[0].client.call("job.submit", text=text)
-    run = Sum(daemons, Job(daemons, submitted["id"]))
+    run = Sum(daemons, Job(daemons, submitted["id"]), kernel)
     run.follow()
-    problems = kernel.differences()
-    cpu, sent, used = run.cpu(), run.sent(), run.used(d)
+    problems = kernel.differences() if kernel else []
+    counted, used = run.counted(), run.used(d)
     reports = [view["outputs"][0]["values"] for view in run.job.views()]
     right = expected(n, d)
     if any(report != {"digest": right, "survivors": n} for report in reports):
         problems.append(f"the totals are not numpy's, {right}: {reports}")
     said = bytes_expected(Case(n, d, 0))
     peers = [
-        {"name": daemon.name, "cpu_seconds": round(c, 2), "bytes_sent": s, "memory": m}
-        for daemon, c, s, m in zip(daemons, cpu, sent, used, strict=True)
+        {
+            "name": daemon.name,
+            "cpu_seconds": round(cpu, 2),
+            "bytes_sent": sent,
+            "bytes_kernel": kernels,
+            "memory": memory,
+        }
+        for daemon, cpu, sent, kernels, memory in zip(
+            daemons, counted.cpu, counted.sent, counted.kernel or [None] * n, used, strict=True
+        )
     ]
     result = {
         "bench": "sum",
@@ -248,7 +272,7 @@ def measure(folder: Path, daemons: list[Daemon], n: int, d: int) -> tuple[dict[s
         "d": d,
         "seconds": round(run.seconds, 2),
         "bytes_expected": round(said),
-        "bytes_ratio": round(sum(sent) / n / said, 4),
+        "bytes_ratio": round(sum(counted.sent) / n / said, 4),
         "memory_meant": BYTES_MEANT * d,
         "totals_equal": len({report["digest"] for report in reports}) == 1,
         "total_exact": not any(report["digest"] != right for report in reports),
@@ -259,12 +283,15 @@ def measure(folder: Path, daemons: list[Daemon], n: int, d: int) -> tuple[dict[s
 
 def show(result: dict[str, Any]) -> None:
     out = Console()
-    table = Table("peer", "CPU s", "MB sent", "MB of memory", box=None)
+    table = Table("peer", "CPU s", "MB sent", "MB by the kernel", "MB of memory", box=None)
+
+    def megabytes(amount: int | None, digits: int) -> str:
+        return "not to be seen" if amount is None else f"{amount / 1e6:.{digits}f}"
+
     for peer in result["peers"]:
-        memory = "not to be seen" if peer["memory"] is None else f"{peer['memory'] / 1e6:.1f}"
-        table.add_row(peer["name"], f"{peer['cpu_seconds']:.2f}", f"{peer['bytes_sent'] / 1e6:.3f}", memory)
-    said, meant = result["bytes_expected"] / 1e6, result["memory_meant"] / 1e6
-    table.add_row("meant", "", f"{said:.3f}", f"{meant:.1f}")
+        sent, kernel = megabytes(peer["bytes_sent"], 3), megabytes(peer["bytes_kernel"], 3)
+        table.add_row(peer["name"], f"{peer['cpu_seconds']:.2f}", sent, kernel, megabytes(peer["memory"], 1))
+    table.add_row("meant", "", megabytes(result["bytes_expected"], 3), "", megabytes(result["memory_meant"], 1))
     out.print(table)
     exact = "the same bits as numpy's" if result["total_exact"] else "NOT numpy's"
     out.print(
