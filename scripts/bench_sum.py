@@ -8,7 +8,8 @@ sent (the kernel's counters must agree), beside what the protocol says; and memo
 Memory is PSS of a daemon and its worker together, sampled every 20 ms: the most during the sum, less the least while
 the same processes are idle (the worker waits in a sum of one float before it makes its vector), less the vector of
 the stage, 4 bytes a float, which it holds all the time. The total that the stage is given, 8 bytes a float, is counted
-as ours. At most 16 bytes a float are meant to be used. Only root may see the PSS of daemons.
+as ours. At most 16 bytes a float are meant to be used at 10 M floats; a few MB that do not grow with them are in it.
+Only root may see the PSS of daemons.
 
 The totals of all must be the bits of numpy's sum; the exit code is 1 if they are not.
 
