@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from fedpeer.crypto import hash_
+from fedpeer.crypto import Buffer, Hasher
 from fedpeer.errors import StoreError
 
 INLINE_BYTES = 64 * 1024
@@ -149,15 +149,18 @@ class Store:
         while self._committed:
             self._committed.popleft()()
 
-    async def put_file(self, data: bytes | bytearray | memoryview, name: bytes | None = None) -> bytes:
-        """Keep bytes as a file, durably; its name, the digest, is returned. The same bytes are kept once.
+    async def put_file(self, data: Buffer | Sequence[Buffer], name: bytes | None = None) -> bytes:
+        """Keep bytes, or pieces of them one after the other, as a file, durably; its name, the digest, is returned.
 
-        `name` is the digest by which others know these bytes, if it is not hash_("fp.file", data).
+        The same bytes are kept once. `name` is the digest by which others know them, if it is not hash_("fp.file", of
+        the whole).
         """
         return await self._run(lambda: self.put_file_now(data, name))
 
-    def put_file_now(self, data: bytes | bytearray | memoryview, name: bytes | None = None) -> bytes:
-        digest = hash_("fp.file", data) if name is None else name
+    def put_file_now(self, data: Buffer | Sequence[Buffer], name: bytes | None = None) -> bytes:
+        given = [data] if isinstance(data, bytes | bytearray | memoryview) else data
+        pieces = [memoryview(piece).cast("B") for piece in given]
+        digest = _digest(pieces) if name is None else name
         path = self.path_of(digest)
         if path.exists():
             return digest
@@ -166,9 +169,9 @@ class Store:
             part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
             try:
-                view = memoryview(data).cast("B")
-                while view:
-                    view = view[os.write(descriptor, view) :]
+                for piece in pieces:
+                    while piece:
+                        piece = piece[os.write(descriptor, piece) :]
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -221,6 +224,14 @@ class Store:
                     f"BEGIN IMMEDIATE; {script};"  # noqa: S608 - both are constants of the program
                     f"INSERT OR REPLACE INTO schema VALUES ('{schema.name}', {number}); COMMIT"
                 )
+
+
+def _digest(pieces: Sequence[memoryview]) -> bytes:
+    """hash_("fp.file", of the whole)"""
+    hasher = Hasher("fp.file", last=sum(map(len, pieces)))
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.digest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ the whole process, all threads. Flower runs in an environment of its own, .bench
 
     ./scripts/bench secagg [--json] [--plot docs/secagg.svg]
 
---plot draws how the cost of a peer grows with n and d instead.
+--plot draws how the cost of a peer grows with n and d instead, the least of 12 runs of each.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from fedpeer.aggregation import slices, vectors
 from fedpeer.crypto import STREAM_SLACK, aegis256_into, verify
 
 RUNS = 5
+REPLAYS = 12
 CASES = [Case(10, 1_000_000, 0), Case(50, 1_000_000, 3), Case(100, 100_000, 3)]
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements-bench.lock"
@@ -207,18 +208,26 @@ def measure(case: Case, flower: Flower, runs: int = RUNS) -> list[dict[str, Any]
 
 
 def growth() -> dict[str, list[dict[str, float]]]:
-    """CPU seconds and bytes sent of one peer, as n grows and as d grows."""
-    found: dict[str, list[dict[str, float]]] = {}
-    for axis, sizes in GROWTH.items():
-        for n, d in sizes:
-            recording = Recording(Case(n, d, 0))
+    """CPU seconds and bytes sent of one peer, as n grows and as d grows.
+
+    The least of some runs, which the sizes take by turns: they are compared with each other, and what else the machine
+    does only adds to them.
+    """
+    sizes = [(axis, n, d) for axis, points in GROWTH.items() for n, d in points]
+    recordings = [Recording(Case(n, d, 0)) for _, n, d in sizes]
+    seconds: list[list[float]] = [[] for _ in sizes]
+    floors: list[list[float]] = [[] for _ in sizes]
+    for _ in range(REPLAYS):
+        for recording, times, least_times in zip(recordings, seconds, floors, strict=True):
             gc.collect()
-            paths = [recording.replay() for _ in range(3)]
-            seconds = [sum(path.values()) - path["quantise"] for path in paths]
-            floors = [floor(least(recording))[0] for _ in range(3)]
-            point = {"seconds": statistics.median(seconds), "floor": statistics.median(floors)}
-            found.setdefault(axis, []).append({"n": n, "d": d, "bytes": recording.sent, **point})
-            print(f"n={n} d={d}: {point['seconds']:.3f} s, floor {point['floor']:.3f} s, {recording.sent:,.0f} bytes")
+            path = recording.replay()
+            times.append(sum(path.values()) - path["quantise"])
+            least_times.append(floor(least(recording))[0])
+    found: dict[str, list[dict[str, float]]] = {axis: [] for axis in GROWTH}
+    for (axis, n, d), recording, times, least_times in zip(sizes, recordings, seconds, floors, strict=True):
+        point = {"n": n, "d": d, "bytes": recording.sent, "seconds": min(times), "floor": min(least_times)}
+        found[axis].append(point)
+        print(f"n={n} d={d}: {min(times):.3f} s, floor {min(least_times):.3f} s, {recording.sent:,.0f} bytes")
     return found
 
 

@@ -9,10 +9,12 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,8 +45,9 @@ def free_ports(count: int) -> list[int]:
 class Daemon:
     """One clinic: its home, its port, its process, and a client of its admin socket."""
 
-    def __init__(self, name: str, folder: Path, port: int) -> None:
+    def __init__(self, name: str, folder: Path, port: int, command: Sequence[str] = (FEDPEER,)) -> None:
         self.name = name
+        self.command = command
         self.home = folder / name
         self.port = port
         self.log = folder / f"{name}.log"
@@ -55,7 +58,7 @@ class Daemon:
         """In a session of its own, where the terminal's Ctrl-C does not reach; it is ended with this process."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [FEDPEER, "--home", str(self.home), "run"],
+                [*self.command, "--home", str(self.home), "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -165,6 +168,38 @@ def stop(grace_s: float = GRACE_S) -> list[str]:
         left = children(os.getpid())
     _reap()
     return killed
+
+
+@contextlib.contextmanager
+def homes() -> Iterator[tuple[Path, list[str]]]:
+    """A folder for the homes of daemons. However it ends, every process that was started is gone then, and the folder.
+
+    Beside it the command lines of those that had to be killed, once it has ended. SIGTERM and SIGHUP end it by
+    SystemExit.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, end)
+    adopt_orphans()
+    parent = tempfile.gettempdir()
+    made = Path(tempfile.mkdtemp(prefix="fp", dir=parent if len(parent) <= 40 else "/tmp"))  # noqa: S108 - 107 bytes for a socket
+    killed: list[str] = []
+    try:
+        yield made, killed
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # what follows takes seconds at most
+        killed += stop()
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def last_words(daemons: Sequence[Daemon]) -> str:
+    """The ends of their logs."""
+    logs = [(daemon.name, daemon.log.read_text()) for daemon in daemons if daemon.log.exists()]
+    return "".join(f"{name}: {line}\n" for name, log in logs for line in log.splitlines()[-15:])
 
 
 def adopt_orphans() -> None:

@@ -27,10 +27,8 @@ import csv
 import json
 import os
 import queue
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import tcp_counters
-from daemons import START_S, Daemon, DemoError, adopt_orphans, children, fedpeer, free_ports, stop, until
+from daemons import START_S, Daemon, DemoError, children, fedpeer, free_ports, homes, last_words, until
 from relay import Relay
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -153,7 +151,7 @@ class Kernel:
         """
         problems: list[str] = []
         for _ in range(30):
-            counted = self._counted()
+            counted = self.counted()
             said = [daemon.client.call("status") for daemon in self._daemons]
             told = [[status["bytes_sent"], status["bytes_received"]] for status in said]
             if counted is None:
@@ -182,8 +180,8 @@ class Kernel:
             return None
         return self._watch.read()
 
-    def _counted(self) -> list[list[int]] | None:
-        """[sent, received] of each daemon."""
+    def counted(self) -> list[list[int]] | None:
+        """[sent, received] of each daemon so far; None where that cannot be seen."""
         connections = self.look()
         if connections is None:
             return None
@@ -551,38 +549,23 @@ def main() -> int:
     )
     options = parser.parse_args()
 
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, end)
-    adopt_orphans()
-    parent = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="fp", dir=parent if len(parent) <= 40 else "/tmp"))  # noqa: S108 - 107 bytes for a socket
     daemons: list[Daemon] = []
     problems: list[str] = []
     result: dict[str, Any] | None = None
     code = 0
-    try:
-        result, clinics, problems = demo(
-            folder, daemons, restart=options.restart, kill=options.kill, partition=options.partition
-        )
-        if not options.json:
-            table(result, clinics)
-    except (DemoError, AdminError) as error:
-        problems.append(str(error))
-        for daemon in daemons:
-            if daemon.log.exists():
-                sys.stderr.write(
-                    "".join(f"{daemon.name}: {line}\n" for line in daemon.log.read_text().splitlines()[-15:])
-                )
-    except KeyboardInterrupt:
-        code = 130
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # what follows takes seconds at most
-        problems += [f"had to be killed: {line}" for line in stop()]
-        shutil.rmtree(folder, ignore_errors=True)
+    with homes() as (folder, killed):
+        try:
+            result, clinics, problems = demo(
+                folder, daemons, restart=options.restart, kill=options.kill, partition=options.partition
+            )
+            if not options.json:
+                table(result, clinics)
+        except (DemoError, AdminError) as error:
+            problems.append(str(error))
+            sys.stderr.write(last_words(daemons))
+        except KeyboardInterrupt:
+            code = 130
+    problems += [f"had to be killed: {line}" for line in killed]
     for problem in problems:
         people.print(f"[red]demo: {problem}[/red]", highlight=False)
     if options.json and result is not None:

@@ -10,8 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedpeer.crypto import hash_
 from fedpeer.errors import StoreError
 from fedpeer.store import Schema, Store, Transaction
 
@@ -92,11 +94,24 @@ async def test_a_file_is_named_by_its_digest_and_kept_once(tmp_path: Path) -> No
     store = Store(tmp_path, [])
     digest = await store.put_file(b"x" * 100_000)
     assert await store.put_file(bytearray(b"x" * 100_000)) == digest
+    assert await store.put_file([b"x" * 50_000, b"", np.full(12_500, 0x78787878, "<u4").data]) == digest
     assert store.path_of(digest).read_bytes() == b"x" * 100_000
     assert [path.name for path in store.files.iterdir()] == [digest.hex()]
     assert store.path_of(digest).stat().st_mode & 0o777 == 0o400
     store.remove_file(digest)
     assert not list(store.files.iterdir())
+
+
+async def test_pieces_are_written_one_after_the_other(tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+    numbers = np.arange(1000, dtype="<u4")
+    digest = await store.put_file([b"head", b"", numbers.data, memoryview(b"tail")])
+    whole = b"head" + numbers.tobytes() + b"tail"
+    assert store.path_of(digest).read_bytes() == whole
+    assert digest == hash_("fp.file", whole)
+    named = await store.put_file([b"a", b"b"], bytes(32))
+    assert named == bytes(32)
+    assert store.path_of(named).read_bytes() == b"ab"
 
 
 def test_what_a_kill_left_of_a_file_is_in_nobodys_way(request: pytest.FixtureRequest) -> None:

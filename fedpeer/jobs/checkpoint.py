@@ -11,11 +11,12 @@ All functions but `keep` and `open_` work inside a Store transaction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeer import codec
-from fedpeer.crypto import hash_
+from fedpeer.crypto import Buffer, hash_
 from fedpeer.errors import NotDeterministic, StoreError
 from fedpeer.store import INLINE_BYTES, Schema, Store, Transaction
 
@@ -73,11 +74,11 @@ class Saved:
     state: Kept
 
 
-async def keep(store: Store, name: bytes, value: bytes) -> Kept:
-    """Put a value where its row can refer to it; `name` is used for no other value."""
-    if len(value) <= INLINE_BYTES:
-        return Kept(value)
-    return Kept(file=await store.put_file(len(name).to_bytes(4, "little") + name + value))
+async def keep(store: Store, name: bytes, value: Sequence[Buffer]) -> Kept:
+    """Put a value, given in pieces, where its row can refer to it; `name` is used for no other value."""
+    if sum(memoryview(piece).nbytes for piece in value) <= INLINE_BYTES:
+        return Kept(b"".join(value))
+    return Kept(file=await store.put_file([len(name).to_bytes(4, "little"), name, *value]))
 
 
 def open_(store: Store, name: bytes, kept: Kept) -> bytes:

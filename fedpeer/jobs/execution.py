@@ -22,7 +22,7 @@ import numpy as np
 from fedpeer import codec
 from fedpeer.aggregation.agreed import proposer
 from fedpeer.aggregation.request import Request
-from fedpeer.crypto import hash_, random_bytes
+from fedpeer.crypto import Buffer, hash_, random_bytes
 from fedpeer.errors import (
     DataError,
     FedpeerError,
@@ -164,30 +164,33 @@ class Execution:
                     return checked_outputs(self.stage, request)
                 if isinstance(request, ask.Failed):
                     raise failure(request)
-                answer = await self._serve(request)
-                if answer is not None:
+                served = self._serve(request)
+                del request  # it may be as large as a model: what serves it lets it go
+                if (answer := await served) is not None:
                     await worker.answer(answer)
+                del served, answer
         finally:
             await worker.aclose()
 
-    async def _serve(self, request: ask.Request) -> ask.Answer | None:
+    def _serve(self, request: ask.Request) -> Awaitable[ask.Answer | None]:
         """Do what the worker asks; the answer, for the three kinds that have one."""
         match request:
             case ask.Send():
-                await self._send(request)
+                return self._send(request)
             case ask.Receive():
-                return await self._receive(request)
+                return self._receive(request)
             case ask.Sum():
-                return await self._sum(request)
+                return self._sum(request)
             case ask.Agree():
-                return await self._agree(request)
+                return self._agree(request)
             case ask.Checkpoint():
-                await self._checkpoint(request)
+                return self._checkpoint(request)
             case ask.Progress():
-                self.say(
-                    "progress", stage=self.stage_id, done=request.done, of=request.of, metrics=dict(request.metrics)
-                )
-        return None
+                return self._progress(request)
+        raise LocalProtocolError(f"a {type(request).__name__} is not served")
+
+    async def _progress(self, request: ask.Progress) -> None:
+        self.say("progress", stage=self.stage_id, done=request.done, of=request.of, metrics=dict(request.metrics))
 
     async def _send(self, request: ask.Send) -> None:
         self.gate.send(request.to, request.tag, request.header, request.buffers)
@@ -217,7 +220,7 @@ class Execution:
                     f"{mail.tag!r}: messages of one sender are received in the order they were sent"
                 )
             payload = await self._join(mail.header, mail.buffers)
-            kept = await self._keep(payload, turn, k)
+            kept = await self._keep([payload], turn, k)
 
             def commit(tx: Transaction) -> None:
                 checkpoint.answer(tx, self.contract, self.stage_id, turn, k, "receive", asked, kept)
@@ -252,11 +255,13 @@ class Execution:
                     fixedpoint.bits(request.layout),
                 )
             )
+            del request, vector  # another one as large, the total, is here
             alias_of = {peer: alias for alias, peer in self.peer_of.items()}
             self.say("sum", stage=self.stage_id, step="total", turn=turn, k=common, survivors=list(total.survivors))
-            payload = await self._join(*codec.pack_value([total.values, [alias_of[peer] for peer in total.survivors]]))
-            await self._journal(turn, k, "sum", asked, payload)
-        values, survivors = codec.unpack_value(*split(payload))
+            values, survivors = total.values, [alias_of[peer] for peer in total.survivors]
+            await self._journal(turn, k, "sum", asked, pieces(*codec.pack_value([values, survivors])))
+        else:
+            values, survivors = codec.unpack_value(*split(payload))
         digest = await self._work(size, lambda: hash_("fp.total", np.ascontiguousarray(values).data))
         self.history = checkpoint.history_sum(self.history, survivors, digest)
         return ask.TotalAnswer(values, survivors)
@@ -273,7 +278,7 @@ class Execution:
             with self._waiting(proposer(self.contract, self.stage_id, turn, common, parties)):
                 payload = await self.together.agree(self.stage_id, turn, common, mine)
             split(payload)
-            await self._journal(turn, k, "agree", asked, payload)
+            await self._journal(turn, k, "agree", asked, [payload])
         return ask.Value(*split(payload))
 
     async def _checkpoint(self, request: ask.Checkpoint) -> None:
@@ -286,7 +291,7 @@ class Execution:
             digest = await self._work(len(shared), lambda: hash_("fp.shared", shared))
             history = checkpoint.history_turn(self.history, digest)
             name = self._name("state", request.turn)
-            kept = await checkpoint.keep(self.store, name, await self._join(b"", [shared, own]))
+            kept = await checkpoint.keep(self.store, name, pieces(b"", [shared, own]))
             old = await self.store.write(
                 lambda tx: checkpoint.save(
                     tx, self.contract, self.stage_id, request.turn, kept, request.chance, history
@@ -333,13 +338,13 @@ class Execution:
         )
         return None if kept is None else await self._open(self._name(turn, k), kept)
 
-    async def _journal(self, turn: int, k: int, kind: str, asked: bytes, payload: bytes) -> None:
+    async def _journal(self, turn: int, k: int, kind: str, asked: bytes, payload: Sequence[Buffer]) -> None:
         kept = await self._keep(payload, turn, k)
         await self.store.write(
             lambda tx: checkpoint.answer(tx, self.contract, self.stage_id, turn, k, kind, asked, kept)
         )
 
-    async def _keep(self, payload: bytes, turn: int, k: int) -> Kept:
+    async def _keep(self, payload: Sequence[Buffer], turn: int, k: int) -> Kept:
         return await checkpoint.keep(self.store, self._name(turn, k), payload)
 
     async def _open(self, name: bytes, kept: Kept) -> bytes:
@@ -403,10 +408,15 @@ def size_of(buffers: Sequence[Any]) -> int:
     return sum(memoryview(buffer).nbytes for buffer in buffers)
 
 
-def join(header: bytes, buffers: Sequence[Any]) -> bytes:
-    """A packed value as one piece: header and buffers, each after its length (8 bytes, little endian)."""
+def pieces(header: bytes, buffers: Sequence[Any]) -> list[Buffer]:
+    """A packed value: header and buffers, each after its length (8 bytes, little endian)."""
     parts = [memoryview(part).cast("B") for part in (header, *buffers)]
-    return b"".join(piece for part in parts for piece in (len(part).to_bytes(8, "little"), part))
+    return [piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)]
+
+
+def join(header: bytes, buffers: Sequence[Any]) -> bytes:
+    """Its pieces as one."""
+    return b"".join(pieces(header, buffers))
 
 
 def split(joined: bytes | memoryview) -> tuple[bytes, list[memoryview]]:

@@ -103,7 +103,8 @@ def decode(layout: Layout, total: npt.NDArray[np.uint32], n: int) -> dict[str, A
             case ["fixed", fraction, width]:
                 flat = _get_whole(part, width, n) / float(1 << fraction)
             case ["clip", width, c]:
-                flat = part.astype(np.float64) * (2.0 * c / ((1 << width) - 1)) - n * c
+                flat = np.multiply(part, 2.0 * c / ((1 << width) - 1), dtype=np.float64)
+                flat -= n * c
         values[name] = flat.reshape(shape)
     return values
 

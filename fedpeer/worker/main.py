@@ -99,6 +99,7 @@ class Daemon:
             case SumRequest(tag, values, chance):
                 layout, vector = fixedpoint.encode(values, self._declared.codecs(tag), chance)
                 self._connection.send(protocol.Sum(tag, layout, vector))
+                del vector  # the daemon has it; it may be as large as a model
                 total = self._answer(protocol.TotalAnswer)
                 return Total(fixedpoint.decode(layout, total.vector, len(total.survivors)), total.survivors)
         raise StageError(

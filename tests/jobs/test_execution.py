@@ -7,6 +7,7 @@ has all of it together); the stores, the journal and the bytes of the workers ar
 from __future__ import annotations
 
 import random
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -446,6 +447,49 @@ async def test_what_is_large_is_hashed_joined_and_read_beside_the_event_loop(
         worker = Says(*([] if request_ == "resume" else [messages[request_]]), protocol.Done([]))
         await execution.run([])
         assert (len(beside) > first) == (size == BIG)
+
+
+async def test_a_vector_is_let_go_for_its_total_and_the_total_when_it_is_answered(quick_path: Path) -> None:
+    vector: weakref.ref[Any]
+    total: weakref.ref[Any]
+    seen: list[str] = []
+
+    class Large(Says):
+        async def next(self) -> Any:
+            nonlocal vector
+            if seen:
+                assert total() is None
+                seen.append("asked again")
+                return protocol.Done([])
+            layout, made = fixedpoint.encode({"x": np.zeros(BIG)})
+            vector = weakref.ref(made)
+            return protocol.Sum("total", layout, made)
+
+        async def answer(self, answer: Any) -> None:
+            assert total() is answer.vector
+            seen.append("answered")
+
+    class Alone(Daemon):
+        async def sum(self, request: Request) -> Any:
+            nonlocal total
+            values = request.vector.copy()
+            total = weakref.ref(values)
+            return SimpleNamespace(values=values, survivors=list(PEER_OF.values()))
+
+    def say(event: str, **facts: Any) -> None:
+        assert vector() is None, "before the total is written to the journal"
+        seen.append(event)
+
+    async def start(_start: protocol.Start) -> Says:
+        return Large()
+
+    daemon = Alone(Between(), "bank", quick_path)
+    execution = Execution(
+        CONTRACT, "talk", talk, "{}", ROLES, PEER_OF, "bank", store=daemon.store, mesh=daemon, together=daemon,
+        start_worker=start, say=say, restarts=0, run_in_thread=call_directly,
+    )  # fmt: skip
+    await execution.run([])
+    assert seen == ["sum", "answered", "asked again"]
 
 
 async def test_alone_a_stage_talks_to_nobody() -> None:

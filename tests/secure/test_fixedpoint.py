@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +285,18 @@ def test_clip_takes_large_arrays_in_any_float_and_shape_beside_exact_integers():
     worst[2, 49_999] = np.nan
     with pytest.raises(StageError, match=r"'w' .* finite"):
         fixedpoint.encode(values | {"w": worst}, CLIP, SEED)
+
+
+def test_clipped_values_are_decoded_without_a_second_array_of_their_size():
+    layout, vector = fixedpoint.encode({"w": np.linspace(-1, 1, 1_000_000, dtype=np.float32)}, CLIP, SEED)
+    tracemalloc.start()
+    try:
+        values = fixedpoint.decode(layout, vector, 3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert values["w"].nbytes <= peak < 1.1 * values["w"].nbytes
+    assert values["w"].tolist() == (vector[:1_000_000] * (1 / 65535) - 1.5).tolist()
 
 
 @pytest.mark.parametrize(("bits", "most"), [(1, 2**24 - 1), (16, 256), (17, 128), (20, 16), (22, 4)])

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -23,9 +25,11 @@ from fedpeer import artifact, codec
 from fedpeer.crypto import DhKey, Secret, random_bytes
 from fedpeer.errors import WorkerCrashed
 from fedpeer.identity import Identity
+from fedpeer.peers import SumRequest
 from fedpeer.secure import fixedpoint
 from fedpeer.stage import Model, Sum, Table, find
 from fedpeer.testing.stages import run_stage
+from fedpeer.worker import main as worker_main
 from fedpeer.worker import protocol as ask
 from fedpeer.worker.connection import Connection
 from fedpeer.worker.service import COMMAND, ENVIRONMENT, LOG_BYTES, WorkerProcess
@@ -186,6 +190,30 @@ async def test_a_clipped_sum_is_said_in_the_same_bytes_by_every_worker_of_a_turn
             assert said["n"] == 14
             assert np.asarray(said["x"]).tolist() == [-1.0, -1.0, -1.0]
     assert vectors[0] == vectors[1] != vectors[2]
+
+
+def test_a_vector_is_let_go_while_it_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+    encode = fixedpoint.encode
+
+    def watched(*given: Any) -> Any:
+        layout, vector = encode(*given)
+        made.append(weakref.ref(vector))
+        return layout, vector
+
+    class Answers:
+        def send(self, said: ask.Sum) -> None:
+            self.total = ask.TotalAnswer(said.vector.copy(), ["alice"])
+
+        def receive(self, kind: Any) -> ask.TotalAnswer:
+            assert made[0]() is None
+            return self.total
+
+    monkeypatch.setattr(fixedpoint, "encode", watched)
+    declared = SimpleNamespace(codecs=lambda tag: Sum("", clip=0.5).codecs)
+    daemon = worker_main.Daemon(Answers(), declared)  # type: ignore[arg-type]
+    total = daemon.ask(SumRequest("sum", {"x": np.array([0.5, -0.5])}, KEY))
+    assert total["x"].tolist() == [0.5, -0.5]
 
 
 async def test_a_worker_goes_on_from_its_checkpoint_as_if_it_had_not_been_killed() -> None:
