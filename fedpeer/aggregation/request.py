@@ -58,3 +58,5 @@ class Total:
 
     values: Vector
     survivors: list[str]
+    sum_hash: bytes
+    """what q parties have signed; it goes into the history"""

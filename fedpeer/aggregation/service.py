@@ -286,7 +286,7 @@ class _Driver:
             raise self._failure(request, ended)
         path = self._path(ended.sum_hash)
         values = await self._aggregation.run_in_thread(lambda: vectors.unpack(path.read_bytes(), WIDTH))
-        return Total(values, [self.parties[party] for party in sorted(ended.survivors)])
+        return Total(values, [self.parties[party] for party in sorted(ended.survivors)], ended.sum_hash)
 
     def _failure(self, request: Request, ended: Ended) -> SumError:
         names = ", ".join(self._mesh.roster.name_of(self.parties[party]) for party in sorted(ended.parties))
@@ -300,7 +300,7 @@ class _Driver:
         if ended.survivors and ended.parties:
             return SurvivorsChanged(
                 f"{what} waited {self._stall_s:.0f} s for {names}: over other participants it would tell their values",
-                hint="submit a new contract without them; each operator sees what the difference would tell",
+                hint="in a new contract without them the same sums would tell their values by the difference",
             )
         if not names:
             return BelowQuorum(

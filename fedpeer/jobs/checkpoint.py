@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeer import codec
 from fedpeer.crypto import Buffer, hash_
 from fedpeer.errors import NotDeterministic, StoreError
 from fedpeer.store import INLINE_BYTES, Schema, Store, Transaction
@@ -186,20 +185,3 @@ def drop(tx: Transaction, contract: bytes, stage: str | None = None) -> list[byt
 def _files(tx: Transaction, where: str, values: object) -> list[bytes]:
     rows = tx.all(f"SELECT answer_file FROM journal WHERE {where}", values)  # type: ignore[arg-type]  # noqa: S608
     return [row[0] for row in rows]
-
-
-# the history hash (secure-aggregation.md 1): what a stage has seen so far, equal at all its participants
-
-
-def history_first(contract: bytes, stage: str, params: str) -> bytes:
-    return hash_("fp.sa1.hist", contract, stage.encode(), params.encode())
-
-
-def history_sum(history: bytes, survivors: list[str], total: bytes) -> bytes:
-    """After a sum over these survivors with this digest of the total."""
-    return hash_("fp.sa1.hist", history, codec.encode(survivors), total)
-
-
-def history_turn(history: bytes, shared: bytes) -> bytes:
-    """After a turn that ended with this digest of the shared state."""
-    return hash_("fp.sa1.hist", history, shared)

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fedpeer import codec
+from fedpeer.aggregation import names
 from fedpeer.aggregation.agreed import proposer
 from fedpeer.aggregation.request import Request
 from fedpeer.crypto import Buffer, hash_, random_bytes
@@ -135,7 +136,7 @@ class Execution:
                 self.say("worker_crashed", stage=self.stage_id, restarts=crashes, message=crash.message)
 
     async def _one_worker(self, inputs: Sequence[tuple[str, str, Any]]) -> Outputs:
-        first = checkpoint.history_first(self.contract, self.stage_id, self.params)
+        first = names.first_history(self.contract, self.stage_id, self.params.encode())
         saved = await self.store.write(
             lambda tx: checkpoint.begin(tx, self.contract, self.stage_id, self.chance(), first)
         )
@@ -256,15 +257,16 @@ class Execution:
                 )
             )
             del request, vector  # another one as large, the total, is here
-            alias_of = {peer: alias for alias, peer in self.peer_of.items()}
             self.say("sum", stage=self.stage_id, step="total", turn=turn, k=common, survivors=list(total.survivors))
-            values, survivors = total.values, [alias_of[peer] for peer in total.survivors]
-            await self._journal(turn, k, "sum", asked, pieces(*codec.pack_value([values, survivors])))
+            parties = list(self.peer_of.values())
+            values, sum_hash = total.values, total.sum_hash
+            survivors = sorted(parties.index(peer) for peer in total.survivors)
+            await self._journal(turn, k, "sum", asked, pieces(*codec.pack_value([values, survivors, sum_hash])))
         else:
-            values, survivors = codec.unpack_value(*split(payload))
-        digest = await self._work(size, lambda: hash_("fp.total", np.ascontiguousarray(values).data))
-        self.history = checkpoint.history_sum(self.history, survivors, digest)
-        return ask.TotalAnswer(values, survivors)
+            values, survivors, sum_hash = codec.unpack_value(*split(payload))
+        self.history = names.history_after_sum(self.history, survivors, sum_hash)
+        aliases = list(self.peer_of)
+        return ask.TotalAnswer(values, [aliases[party] for party in survivors])
 
     async def _agree(self, request: ask.Agree) -> ask.Answer:
         mine = await self._join(request.header, request.buffers)
@@ -289,7 +291,7 @@ class Execution:
                 )
             shared, own = await self._join(*request.shared), await self._join(*request.own)
             digest = await self._work(len(shared), lambda: hash_("fp.shared", shared))
-            history = checkpoint.history_turn(self.history, digest)
+            history = names.history_after_turn(self.history, digest)
             name = self._name("state", request.turn)
             kept = await checkpoint.keep(self.store, name, pieces(b"", [shared, own]))
             old = await self.store.write(

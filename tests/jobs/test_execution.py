@@ -146,7 +146,7 @@ class Daemon:
 
         self.between.answered.add((self.me, turn, k))
         total = np.sum([part[2] for part in parts.values()], axis=0, dtype=np.uint32) % (1 << 24)
-        return SimpleNamespace(values=total, survivors=list(PEER_OF.values()))
+        return SimpleNamespace(values=total, survivors=list(PEER_OF.values()), sum_hash=b"sum")
 
     async def agree(self, stage: str, turn: int, k: int, mine: bytes) -> bytes:
         return self.between.agreed.setdefault((turn, k), mine)
@@ -416,7 +416,7 @@ async def test_what_is_large_is_hashed_joined_and_read_beside_the_event_loop(
 
     class Alone(Daemon):
         async def sum(self, request: Request) -> Any:
-            return SimpleNamespace(values=request.vector, survivors=list(PEER_OF.values()))
+            return SimpleNamespace(values=request.vector, survivors=list(PEER_OF.values()), sum_hash=b"sum")
 
     daemon = Alone(between, "bank", quick_path)
     messages: dict[str, protocol.Message] = {
@@ -474,7 +474,7 @@ async def test_a_vector_is_let_go_for_its_total_and_the_total_when_it_is_answere
             nonlocal total
             values = request.vector.copy()
             total = weakref.ref(values)
-            return SimpleNamespace(values=values, survivors=list(PEER_OF.values()))
+            return SimpleNamespace(values=values, survivors=list(PEER_OF.values()), sum_hash=b"sum")
 
     def say(event: str, **facts: Any) -> None:
         assert vector() is None, "before the total is written to the journal"
