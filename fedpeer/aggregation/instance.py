@@ -325,11 +325,14 @@ class Instance:
         return None
 
     def owing(self) -> Parties:
-        """Parties whose due secret is unknown."""
+        """Parties whose due secret is unknown; while nothing may be opened, those that have not released."""
         value = self._committed
         if not isinstance(value, CommitValue) or self.seat.fixed is None or self.outcome is not None:
             return frozenset()
         survivors = parties_of(value.survivors, self.seat.n)
+        released = {party for party, sets in self.seat.board.released.items() if survivors in sets}
+        if len(released) < self.seat.profile.t:
+            return frozenset(range(self.seat.n)) - released
         return (survivors - self.unmasking.b.keys()) | (
             self.seat.fixed.contributors - survivors - self.unmasking.sigma.keys()
         )

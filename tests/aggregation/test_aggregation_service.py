@@ -26,12 +26,13 @@ from sums_cast import (
     vector_of,
 )
 
-from fedpeer.aggregation import party, service, vectors
+from fedpeer.aggregation import party, service, slices, vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import Signed, parse, sign
 from fedpeer.aggregation.request import Total
 from fedpeer.aggregation.seat import Seat, Step
 from fedpeer.aggregation.service import KIND, _slot, root_of
+from fedpeer.aggregation.work import Add
 from fedpeer.crypto import hash_
 from fedpeer.errors import (
     BelowQuorum,
@@ -40,6 +41,8 @@ from fedpeer.errors import (
     RemoteProtocolError,
     StoreError,
     SumError,
+    SumIsNoise,
+    SumLost,
     SurvivorsChanged,
 )
 from fedpeer.mesh import records
@@ -666,6 +669,51 @@ async def test_a_restored_old_copy_of_the_state_says_nothing_more_in_that_instan
         totals = await together(here, work)
     for total in totals:
         assert total.values.tolist() == expected([d for d in daemons if d.id in total.survivors])
+
+
+# ends by name
+
+
+async def test_a_sum_whose_secrets_two_took_away_for_good_is_lost_by_their_names(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    *here, dave, erin = daemons = await introduced(home, network, *NAMES)
+    for gone in (dave, erin):
+
+        def killed(event: Any, gone: Daemon = gone) -> None:
+            if event.get("step") == "released":
+                gone.scope.cancel()
+
+        gone.aggregation.events.subscribe(killed)
+    async with trio.open_nursery() as nursery:
+        for gone in (dave, erin):
+            nursery.start_soon(gone.live, partial(gone.sum, daemons))
+        ends = await together(here, lambda daemon: daemon.sum(daemons))
+        nursery.cancel_scope.cancel()
+    for end in ends:
+        assert isinstance(end, SumLost), end
+        assert {"dave", "erin"} <= set(end.message.replace(",", "").split())
+        assert "alice" not in end.message
+
+
+async def test_an_owner_that_adds_up_something_else_makes_noise_for_all_and_never_a_wrong_sum(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, mallory = daemons = await introduced(home, network, *NAMES[:4])
+    perform = service.perform
+
+    def lies(job: Any, files: Any, vector: Any = None) -> Any:
+        if isinstance(job, Add) and files.parties[files._me] == mallory.id:
+            data = bytes(job.length * 3)
+            digest = slices.sum_digest(job.ctx, job.chunk, data)
+            files.write(digest, data)
+            return len(data), digest
+        return perform(job, files, vector)
+
+    monkeypatch.setattr(service, "perform", lies)
+    for end in await together(daemons, lambda daemon: daemon.sum(daemons)):
+        assert isinstance(end, SumIsNoise), end
+        assert "is noise" in end.message
 
 
 # what is refused
