@@ -331,8 +331,6 @@ class _Driver:
     async def _look(self, party: Party) -> Step:
         """Take in what came since the last look, and what follows from it. What is here of ours is our log."""
         now, lost = trio.current_time(), len(party.lost)
-        if self._asks and party.overflowed:  # what was far ahead then may be wanted now
-            self._position, party.overflowed = 0, False
         new, self._position = self._mesh.since(self.contract, KIND, self._position)
         strays = self._aggregation.strays(self.contract, self._prefix)
         asks, self._asks = self._asks, []
@@ -376,6 +374,8 @@ class _Driver:
             self._ended[ended.name] = ended
         if step.ended:
             self._tell()
+        if step.again:
+            self._position = 0
         for note in step.notes:
             facts = {
                 fact: [self.parties[party] for party in sorted(value)] if isinstance(value, frozenset) else value
