@@ -189,6 +189,8 @@ class Party:
     def _forget(self, step: Step) -> None:
         """Groups of one turn that every party has left behind, as its READYs say; for who is away only the last stay.
 
+        What somebody began in it since, and nobody goes on with, goes too.
+
         So a party that is gone for good costs the others a bounded number of messages.
         """
         n, q = self.setting.profile.n, self.setting.profile.q
@@ -200,7 +202,10 @@ class Party:
             for group in self._groups.values()
             if not group.data
             and all((turn, k) < quorum.get(stage, (0, 0)) for stage, turn, k in group.names)
-            and all(instance.settled for instance in group.instances)
+            and all(
+                instance.settled or (not instance.started and group.asks.keys() == group.ended.keys())
+                for instance in group.instances
+            )
         ]
         spare = len(over) - max(1, KEPT_MESSAGES // (20 + 2 * n))
         totals: set[bytes] = set()
@@ -212,15 +217,20 @@ class Party:
                     self._here.worked_s.pop(params, None)
                 for instance in group.instances:
                     del self._instances[instance.seat.sid]
-                    self._over.add(instance.seat.sid)
-                    step.forget.append(instance.seat.sid)
-                    totals.add(instance.outcome.sum_hash if instance.outcome is not None else b"")
+                    if instance.outcome is None:
+                        instance.erase(step)
+                    else:
+                        totals.add(instance.outcome.sum_hash)
+                self._ahead.take(group.next_sid)
+                sids = [*(instance.seat.sid for instance in group.instances), group.next_sid]
+                self._over.update(sids)
+                step.forget += sids
         if totals:  # equal sums are one file
             needed = {instance.outcome.sum_hash for instance in self._instances.values() if instance.outcome}
             step.drop += sorted(totals - needed - {b""})
 
     def _go_on(self, group: Group, step: Step) -> None:
-        """Open the next instance of a group if the one before has ended and somebody wants another."""
+        """Open the next instance of a group if the one before has ended, and we or an honest party want another."""
         open_asks = {params: ask for params, ask in group.asks.items() if params not in group.ended}
         last = group.instances[-1] if group.instances else None
         if last is None or (last.outcome is not None and not last.noise):
@@ -231,7 +241,8 @@ class Party:
                 for instance in group.instances
                 if instance.outcome and not instance.outcome.aborted
             }
-            if any(self._ahead.of(sid)) or open_asks.keys() - decided:
+            ready = {signed.sender for signed in self._ahead.of(sid) if signed.kind == "READY"}
+            if open_asks.keys() - decided or len(ready) > self.setting.profile.f:
                 self._open(group, seq, sid, last.outcome if last else None)
                 step.again |= self._ahead.lacking
                 self._ahead.lacking = False

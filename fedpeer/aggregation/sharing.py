@@ -83,6 +83,15 @@ class Sharing:
             self.keys.erase_e()
             step.keep[self.seat.key("keys")] = self.keys.to_bytes()
 
+    def erase(self, step: Step) -> None:
+        """R6: nothing more is let go of here."""
+        if self.keys is not None:
+            step.keep[self.seat.key("keys")] = None
+        for advert in self.shares:
+            step.keep[self.seat.key("share", advert)] = None
+        self.keys = None
+        self.shares.clear()
+
     def _deal(self, step: Step, party: int, advert: bytes, signed: Signed) -> None:
         assert self.keys is not None
         sealed = self.keys.share_for(

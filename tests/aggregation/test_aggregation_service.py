@@ -26,7 +26,7 @@ from sums_cast import (
     vector_of,
 )
 
-from fedpeer.aggregation import party, vectors
+from fedpeer.aggregation import ahead, party, vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import parse, sign
 from fedpeer.aggregation.request import Total
@@ -355,6 +355,25 @@ async def test_one_that_is_gone_for_good_costs_the_others_no_more_than_the_last_
     assert max(left) == left[-1] <= 3 + 2, "three, the last one, and the one that all have just passed"
     assert len(here[0].files()) <= 5
     erin.store.close()
+
+
+async def test_one_that_is_many_turns_behind_comes_to_every_sum_though_it_had_no_room_for_what_was_ahead(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "MAX_AHEAD", 4000)
+    *here, erin = daemons = await introduced(home, network, *NAMES)
+    far = trio.Event()
+
+    async def work(daemon: Daemon) -> list[list[float]]:
+        await daemon.sum(daemons, turn=1)
+        if daemon is erin:
+            await far.wait()
+        totals = [(await daemon.sum(daemons, turn=turn)).values.tolist() for turn in range(2, 7)]
+        far.set()
+        return totals
+
+    *totals, of_erin = await together(daemons, work)
+    assert of_erin == totals[0] == [expected(here)] * 5
 
 
 def secrets_of(driver: Any) -> Iterator[bytes]:

@@ -48,6 +48,8 @@ class Round:
         ]
         self.files = [Files() for _ in range(n)]
         self.said: list[Signed] = []
+        self.kept: list[dict[bytes, bytes]] = [{} for _ in range(n)]
+        self.forgotten: list[set[bytes]] = [set() for _ in range(n)]
         self.work: Callable[[int, Any], Any] = lambda _party, work: work
         generator = np.random.default_rng(n)
         pad = np.zeros(slices.padded(USED) - USED, np.uint32)
@@ -79,6 +81,9 @@ class Round:
     def advance(self, number: int, ended: dict[int, Ended]) -> bool:
         party = self.parties[number]
         step = party.advance(self.now)
+        kept = self.kept[number] | step.keep
+        self.kept[number] = {key: raw for key, raw in kept.items() if raw is not None}
+        self.forgotten[number].update(step.forget)
         for signed, to in step.say:
             party.add(signed, logged=True)
             for letter in self.lie((signed, to)) if number == LIAR else [(signed, to)]:
@@ -261,6 +266,26 @@ def test_a_pinned_peer_whose_history_differs_ends_the_group_without_a_second_set
     ends = table.sum(k=1, group="data", models={4: b"x" * 32})
     assert {end.status for end in ends} == {"WAITING"}
     assert len(table.of("SCATTER")) == before, "nothing was masked"
+
+
+@pytest.mark.parametrize("liars", [(LIAR,), (LIAR, 2)], ids=["one", "more than f"])
+def test_a_sum_that_nobody_goes_on_with_keeps_neither_its_group_nor_secrets(liars: tuple[int, ...]) -> None:
+    table = Round(5)
+    table.check(table.sum(1), set())
+    group = names.group_of(CONTRACT, b"turn 1")
+    first, second = (names.sid_of(CONTRACT, group, seq) for seq in (0, 1))
+    for liar in liars:
+        table.hear(liar, sign(table.keys[liar], second, "READY", liar, ["fit", 1, 1], *[bytes(32)] * 3), None)
+    for _ in range(5):
+        for number in range(5):
+            table.advance(number, {})
+    begun = any(message.kind == "ADVERTISE" and message.sid == second for message in table.of("ADVERTISE"))
+    assert begun == (len(liars) > 1), "one of f+1 parties is honest, and may need the others"
+    for turn in (2, 3):
+        table.check(table.sum(turn), set())
+    for number in range(5):
+        assert {first, second} <= table.forgotten[number]
+        assert table.kept[number] == {}
 
 
 def test_who_decided_shows_it_to_those_whom_a_flood_of_votes_kept_from_it() -> None:
