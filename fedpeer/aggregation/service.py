@@ -42,6 +42,7 @@ from fedpeer.errors import (
     BelowQuorum,
     LocalProtocolError,
     NotDeterministic,
+    ProtocolError,
     RemoteProtocolError,
     SumError,
     SumIsNoise,
@@ -280,7 +281,7 @@ class _Driver:
         with self.scope:
             try:
                 await self._run()
-            except* LocalProtocolError as group:  # the scope was closed under us, or our records are too many
+            except* ProtocolError as group:  # the scope was closed under us, or our records are too many or too large
                 reason = str(group.exceptions[0])
                 self._aggregation.log.warning("sums_ended", contract=self.contract.hex(), reason=reason)
                 self._broken = SumError(f"the sums of this contract cannot go on here: {reason}")

@@ -357,6 +357,27 @@ async def test_one_that_is_gone_for_good_costs_the_others_no_more_than_the_last_
     erin.store.close()
 
 
+@pytest.mark.parametrize("error", [LocalProtocolError, RemoteProtocolError])
+async def test_what_the_protocol_does_not_allow_ends_the_sums_of_its_contract_by_name_and_no_daemon(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    alice, *_ = daemons = await introduced(home, network, *NAMES[:4])
+    advance = party.Party.advance
+
+    def broken(self: party.Party, now: float) -> Any:
+        if self.setting.me == 1:
+            raise error("a message that nobody would take")
+        return advance(self, now)
+
+    async def work(daemon: Daemon) -> None:
+        if daemon is alice:
+            with pytest.raises(SumError, match="the sums of this contract cannot go on here: a message that nobody"):
+                await daemon.sum([daemons[1], alice, *daemons[2:]])
+
+    monkeypatch.setattr(party.Party, "advance", broken)
+    assert await together(daemons, work) == [None] * 4
+
+
 async def test_one_that_is_many_turns_behind_comes_to_every_sum_though_it_had_no_room_for_what_was_ahead(
     home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
