@@ -127,7 +127,7 @@ class Instance:
                 self.gathering.scatter(step)
                 if self._commit.decided is None:
                     self.gathering.add_up(now, step)
-            if self.unmasking.total is None:
+            if self.unmasking.total is None and not isinstance(self._committed, AbortValue):
                 self.gathering.gather(step)
                 self._measure(now)
             if self.seat.muted:
@@ -252,6 +252,8 @@ class Instance:
         self.seat.note(step, "committed" if survivors else "aborted", survivors=survivors)
         if not self.seat.muted:
             self.unmasking.release(step, survivors, list(decided.signers))
+        if frozenset() in self.seat.board.released.get(self.seat.me, ()) and self.sharing.has_secrets:
+            self.erase(step)  # no other RELEASE of ours can follow
         if isinstance(value, CommitValue):
             if not self.seat.muted:
                 self.unmasking.open(now, step, survivors)
