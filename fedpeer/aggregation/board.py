@@ -71,17 +71,20 @@ class Board:
         if signed.digest in said:
             return False
         sets = {name: parties_of(getattr(message, name), self.n) for name in _SETS.get(kind, ())}
+        limit = MANY + 4 * self.n
+        if kind == "ADVERTISE" or (kind == "RELEASE" and self.released[sender]):
+            limit = FEW
+        full = len(said) >= limit
         slot = slot_of(message)
         if slot is not None:
-            first = self._slots.setdefault((kind, sender, slot), signed)
+            first = self._slots.get((kind, sender, slot), signed)
             type_ = contradiction(first, signed)
             if type_ is not None and (kind, sender) not in self._accused:
                 self._accused.add((kind, sender))
                 self.conflicts.append((type_, first, signed))
-        limit = MANY + 4 * self.n
-        if kind == "ADVERTISE" or (kind == "RELEASE" and self.released[sender]):
-            limit = FEW
-        if len(said) >= limit:
+            if not full:
+                self._slots[kind, sender, slot] = first
+        if full:
             return False
         said[signed.digest] = signed
         match kind:

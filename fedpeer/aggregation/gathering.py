@@ -142,7 +142,7 @@ class Gathering:
         self.seat.work(step, ("add", *key), work)
 
     def gather(self, step: Step) -> None:
-        """Fetch every sum that could become the result."""
+        """Fetch every sum that could become the result, and no other."""
         fixed, ask = self.seat.fixed, self.seat.ask
         assert fixed is not None
         if ask is None:
@@ -150,7 +150,8 @@ class Gathering:
         for chunk in self.chunks(ask):
             for signed in self.seat.board.by("SUM", chunk.owner):
                 message = signed.message
-                if message.ctx == fixed.ctx and message.chunk == chunk.number:
+                survivors = parties_of(message.survivors, self.seat.n)
+                if (message.ctx, message.chunk) == (fixed.ctx, chunk.number) and self.seat.admissible(survivors):
                     nbytes = (chunk.stop - chunk.start) * ask.w // 8
                     self._fetch(step, "sum", chunk.owner, chunk.number, nbytes, message.digest)
 

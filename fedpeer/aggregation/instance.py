@@ -127,7 +127,7 @@ class Instance:
                 self.gathering.scatter(step)
                 if self._commit.decided is None:
                     self.gathering.add_up(now, step)
-            if self.unmasking.total is None:
+            if self.unmasking.total is None and not isinstance(self._committed, AbortValue):
                 self.gathering.gather(step)
                 self._measure(now)
             if self.seat.muted:
@@ -252,6 +252,8 @@ class Instance:
         self.seat.note(step, "committed" if survivors else "aborted", survivors=survivors)
         if not self.seat.muted:
             self.unmasking.release(step, survivors, list(decided.signers))
+        if frozenset() in self.seat.board.released.get(self.seat.me, ()) and self.sharing.has_secrets:
+            self.erase(step)  # no other RELEASE of ours can follow
         if isinstance(value, CommitValue):
             if not self.seat.muted:
                 self.unmasking.open(now, step, survivors)
@@ -291,16 +293,15 @@ class Instance:
                 return
 
     def _finish(self, step: Step, outcome: Outcome) -> None:
-        """R6: what this instance needed no longer is erased."""
         self.outcome = outcome
-        for advert in self.sharing.shares:
-            step.keep[self.seat.key("share", advert)] = None
-        step.keep[self.seat.key("keys")] = None
-        self.sharing.keys = None
-        self.sharing.shares.clear()
+        self.erase(step, outcome.sum_hash)
+
+    def erase(self, step: Step, total: bytes = b"") -> None:
+        """R6: secrets and files go, but the total."""
+        self.sharing.erase(step)
         step.void.append(self.seat.sid)
-        step.drop += sorted(self.seat.files - {outcome.sum_hash})
-        self.seat.files &= {outcome.sum_hash}
+        step.drop += sorted(self.seat.files - {total})
+        self.seat.files &= {total}
 
     def _catch_up(self, step: Step) -> None:
         """Get a total that others have, if this party wants it."""
@@ -354,6 +355,10 @@ class Instance:
         """Parties that this instance waits for."""
         wanted = self.seat.pin if self.seat.pin is not None else frozenset(range(self.seat.n))
         return frozenset(party for party in wanted if not self.seat.board.says("READY", party))
+
+    @property
+    def started(self) -> bool:
+        return self._start.decided is not None
 
     @property
     def decided(self) -> bool:

@@ -68,7 +68,7 @@ Acked = tuple[Party, AdvertId]
 
 
 class Ack(Message, frozen=True):
-    """The shares that this holder has; the greater counter wins, entries only grow."""
+    """Shares that this holder has: those of all its ACKs together, so that entries only grow."""
 
     counter: Count
     entries: Annotated[list[Acked], msgspec.Meta(max_length=MAX_PARTIES)]

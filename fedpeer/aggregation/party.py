@@ -5,6 +5,7 @@ Rules
   kept and said in one transaction, `add`s what was said, sends it, and starts the work, in this order.
 * After a restart a new Party is given the kept secrets, every message of ours from the log (`logged=True`), whatever
   messages of others are there or come again, and the asks.
+* What came before its instance was open, and found no room, comes again when a step says `again`.
 * The instances of a group run one after the other: the next begins when the end of the one before is known by
   signatures of q (a sum) or t (an abort) parties, and names it. Groups run side by side.
 * A message of ours that our log does not know means that the log was lost or rolled back: that instance is left alone.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from fedpeer.aggregation.ahead import Ahead
 from fedpeer.aggregation.evidence import two_releases
 from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.messages import Signed, SumName
@@ -31,8 +33,6 @@ from fedpeer.errors import RemoteProtocolError
 
 KEPT_MESSAGES: Final = 30_000
 """so many messages of each sender, about, are kept of sums that a party which is away may still ask for"""
-MAX_WAITING: Final = 1 << 20
-"""bytes of messages of instances not known yet that are kept for each sender"""
 
 
 class Group:
@@ -71,14 +71,12 @@ class Party:
         lost: Collection[bytes] = (),
     ) -> None:
         self.setting = setting
-        self.overflowed = False
-        """messages of instances that are not known yet were dropped for want of room: add them again later"""
         self._here = Here(setting, signer, random)
         self._kept = dict(kept)
         self._groups: dict[bytes, Group] = {}
         self._instances: dict[bytes, Instance] = {}  # by sid
-        self._waiting: defaultdict[bytes, list[Signed]] = defaultdict(list)  # by sid, not known yet
-        self._room: defaultdict[int, int] = defaultdict(int)
+        self._next: dict[bytes, Group] = {}  # by the sid that opens next
+        self._ahead = Ahead(setting.me)
         self._log: set[bytes] = set()  # digests of our own messages that are on disk
         self._ended_at: dict[str, float] = {}  # when the last sum of a stage ended here
         self._reached: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)  # stage → party → (turn, k)
@@ -97,6 +95,7 @@ class Party:
         group = self._groups.get(ask.group)
         if group is None:
             group = self._groups[ask.group] = Group(self.setting.contract, ask)
+            self._next[group.next_sid] = group
         group.asks.setdefault(ask.params, ask)
         group.asked_at.setdefault(ask.params, now)
         self._here.worked_s.setdefault(ask.params, now - self._ended_at.get(ask.name[0], now))
@@ -119,14 +118,10 @@ class Party:
             self._put(instance, signed)
         elif signed.sid in self._over:
             return
-        elif self._room[signed.sender] + len(signed.raw) > MAX_WAITING:
-            self.overflowed = True
         else:
-            self._room[signed.sender] += len(signed.raw)
-            self._waiting[signed.sid].append(signed)
-            for group in self._groups.values():
-                if group.next_sid == signed.sid:
-                    group.wake_at = 0.0
+            self._ahead.add(signed, self._next.keys())
+            if signed.sid in self._next:
+                self._next[signed.sid].wake_at = 0.0
 
     def _put(self, instance: Instance, signed: Signed) -> None:
         if signed.kind == "READY":
@@ -170,7 +165,7 @@ class Party:
         self._here.debtors = set().union(*(group.owing for group in self._groups.values()))
         for group in list(self._groups.values()):
             if group.wake_at <= now:
-                self._go_on(group)
+                self._go_on(group, step)
                 going_on = [instance for instance in group.instances if instance.outcome is None]
                 for instance in group.instances:
                     if not instance.settled:
@@ -198,6 +193,8 @@ class Party:
     def _forget(self, step: Step) -> None:
         """Groups of one turn that every party has left behind, as its READYs say; for who is away only the last stay.
 
+        What somebody began in it since, and nobody goes on with, goes too.
+
         So a party that is gone for good costs the others a bounded number of messages.
         """
         n, q = self.setting.profile.n, self.setting.profile.q
@@ -209,27 +206,35 @@ class Party:
             for group in self._groups.values()
             if not group.data
             and all((turn, k) < quorum.get(stage, (0, 0)) for stage, turn, k in group.names)
-            and all(instance.settled for instance in group.instances)
+            and all(
+                instance.settled or (not instance.started and group.asks.keys() == group.ended.keys())
+                for instance in group.instances
+            )
         ]
         spare = len(over) - max(1, KEPT_MESSAGES // (20 + 2 * n))
         totals: set[bytes] = set()
         for number, group in enumerate(over):  # in the order they were asked for
             passed = all((turn, k) < everybody.get(stage, (0, 0)) for stage, turn, k in group.names)
             if passed or number < spare:
-                del self._groups[group.id]
+                del self._groups[group.id], self._next[group.next_sid]
                 for params in group.asks:
                     self._here.worked_s.pop(params, None)
                 for instance in group.instances:
                     del self._instances[instance.seat.sid]
-                    self._over.add(instance.seat.sid)
-                    step.forget.append(instance.seat.sid)
-                    totals.add(instance.outcome.sum_hash if instance.outcome is not None else b"")
+                    if instance.outcome is None:
+                        instance.erase(step)
+                    else:
+                        totals.add(instance.outcome.sum_hash)
+                self._ahead.take(group.next_sid)
+                sids = [*(instance.seat.sid for instance in group.instances), group.next_sid]
+                self._over.update(sids)
+                step.forget += sids
         if totals:  # equal sums are one file
             needed = {instance.outcome.sum_hash for instance in self._instances.values() if instance.outcome}
             step.drop += sorted(totals - needed - {b""})
 
-    def _go_on(self, group: Group) -> None:
-        """Open the next instance of a group if the one before has ended and somebody wants another."""
+    def _go_on(self, group: Group, step: Step) -> None:
+        """Open the next instance of a group if the one before has ended, and we or an honest party want another."""
         open_asks = {params: ask for params, ask in group.asks.items() if params not in group.ended}
         last = group.instances[-1] if group.instances else None
         if last is None or (last.outcome is not None and not last.noise):
@@ -240,8 +245,11 @@ class Party:
                 for instance in group.instances
                 if instance.outcome and not instance.outcome.aborted
             }
-            if sid in self._waiting or open_asks.keys() - decided:
+            ready = {signed.sender for signed in self._ahead.of(sid) if signed.kind == "READY"}
+            if open_asks.keys() - decided or len(ready) > self.setting.profile.f:
                 self._open(group, seq, sid, last.outcome if last else None)
+                step.again |= self._ahead.lacking
+                self._ahead.lacking = False
         if group.instances:
             group.instances[-1].seat.asks.update(open_asks)
             for instance in group.instances[:-1]:
@@ -269,11 +277,12 @@ class Party:
         kept = [key for key in self._kept if key.startswith(sid)]
         instance = Instance(seat, {key: self._kept.pop(key) for key in kept})
         group.instances.append(instance)
+        del self._next[sid]
         group.next_sid = sid_of(self.setting.contract, group.id, seq + 1)
+        self._next[group.next_sid] = group
         self._instances[sid] = instance
         instance.seat.muted = sid in self.lost
-        for signed in self._waiting.pop(sid, []):
-            self._room[signed.sender] -= len(signed.raw)
+        for signed in self._ahead.take(sid):
             self._put(instance, signed)
 
     def _close(self, group: Group, now: float, step: Step) -> None:

@@ -95,6 +95,8 @@ class Step:
     """files that nobody needs any more, by digest"""
     forget: list[bytes] = field(default_factory=list)
     """instances of which nobody needs anything any more, by sid"""
+    again: bool = False
+    """messages that were dropped for want of room may be wanted now: add all again, ours as logged"""
     ended: list[Ended] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 

@@ -45,6 +45,7 @@ from fedpeer.errors import (
     BelowQuorum,
     LocalProtocolError,
     NotDeterministic,
+    ProtocolError,
     RemoteProtocolError,
     SumError,
     SumIsNoise,
@@ -315,7 +316,7 @@ class _Driver:
         with self.scope:
             try:
                 await self._run()
-            except* LocalProtocolError as group:  # the scope was closed under us, or our records are too many
+            except* ProtocolError as group:  # the scope was closed under us, or our records are too many or too large
                 reason = str(group.exceptions[0])
                 self._aggregation.log.warning("sums_ended", contract=self.contract.hex(), reason=reason)
                 self._broken = SumError(f"the sums of this contract cannot go on here: {reason}")
@@ -378,8 +379,6 @@ class _Driver:
     async def _look(self, party: Party) -> Step:
         """Take in what came since the last look, and what follows from it. What is here of ours is our log."""
         now, lost = trio.current_time(), len(party.lost)
-        if self._asks and party.overflowed:  # what was far ahead then may be wanted now
-            self._position, party.overflowed = 0, False
         new, self._position = self._mesh.since(self.root, KIND, self._position)
         strays = self._aggregation.strays(self.root)
         asks, self._asks = self._asks, []
@@ -422,6 +421,8 @@ class _Driver:
             self._ended[ended.name] = ended
         if step.ended:
             self._tell()
+        if step.again:
+            self._position = 0
         for note in step.notes:
             facts = {
                 fact: [self.parties[party] for party in sorted(value)] if isinstance(value, frozenset) else value

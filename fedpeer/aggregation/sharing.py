@@ -3,6 +3,7 @@
 Rules
 * A key set is on disk before it is advertised, a share before it is acknowledged.
 * A share is dealt to whoever advertises, until START is decided; re-sent it is the same bytes.
+* An ACK says what no earlier one of its sender said, as far as it has room; what it holds is all of them together.
 * A dealer can contribute when so many contributors hold its shares that its silence later harms nobody.
 
 Source: SA1, version 1, sections 4 and 8 (1).
@@ -16,7 +17,7 @@ from typing import Final
 
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import Signed, sign
-from fedpeer.aggregation.names import Parties, advert_root
+from fedpeer.aggregation.names import MAX_PARTIES, Parties, advert_root
 from fedpeer.aggregation.seat import TRIES, Seat, Step
 from fedpeer.errors import TrustError
 
@@ -83,6 +84,19 @@ class Sharing:
             self.keys.erase_e()
             step.keep[self.seat.key("keys")] = self.keys.to_bytes()
 
+    @property
+    def has_secrets(self) -> bool:
+        return self.keys is not None or bool(self.shares)
+
+    def erase(self, step: Step) -> None:
+        """R6: nothing more is let go of here."""
+        if self.keys is not None:
+            step.keep[self.seat.key("keys")] = None
+        for advert in self.shares:
+            step.keep[self.seat.key("share", advert)] = None
+        self.keys = None
+        self.shares.clear()
+
     def _deal(self, step: Step, party: int, advert: bytes, signed: Signed) -> None:
         assert self.keys is not None
         sealed = self.keys.share_for(
@@ -114,15 +128,20 @@ class Sharing:
 
     def _ack(self, now: float, step: Step) -> None:
         held = {*self.shares, self.own_advert()}  # a dealer holds its own
-        entries = [(party, advert) for party, adverts in self.adverts.items() for advert in adverts if advert in held]
         said = {entry for signed in self.seat.board.by("ACK", self.seat.me) for entry in signed.message.entries}
-        if not set(entries) > said:
+        entries = [
+            (party, advert)
+            for party, adverts in self.adverts.items()
+            for advert in adverts
+            if advert in held and (party, advert) not in said
+        ]
+        if not entries:
             self.seat.times.pop("ack", None)
             return
         everybody = all(not held.isdisjoint(adverts) for adverts in self.adverts.values())
         if everybody or self.seat.due(now, self.seat.since("ack", now) + ACK_S):
             self.seat.times.pop("ack", None)
-            self.seat.say(step, "ACK", len(self.seat.board.by("ACK", self.seat.me)), sorted(entries))
+            self.seat.say(step, "ACK", len(self.seat.board.by("ACK", self.seat.me)), sorted(entries)[:MAX_PARTIES])
 
     def available(self, party: int, advert: bytes, contributors: Set[int]) -> bool:
         """Whether enough of these contributors hold the shares of this key set."""

@@ -26,7 +26,7 @@ from sums_cast import (
     vector_of,
 )
 
-from fedpeer.aggregation import party, service, slices, vectors
+from fedpeer.aggregation import ahead, party, service, slices, vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import Signed, parse, sign
 from fedpeer.aggregation.request import Total
@@ -360,6 +360,46 @@ async def test_one_that_is_gone_for_good_costs_the_others_no_more_than_the_last_
     assert max(left) == left[-1] <= 3 + 2, "three, the last one, and the one that all have just passed"
     assert len(here[0].files()) <= 5
     erin.store.close()
+
+
+@pytest.mark.parametrize("error", [LocalProtocolError, RemoteProtocolError])
+async def test_what_the_protocol_does_not_allow_ends_the_sums_of_its_contract_by_name_and_no_daemon(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    alice, *_ = daemons = await introduced(home, network, *NAMES[:4])
+    advance = party.Party.advance
+
+    def broken(self: party.Party, now: float) -> Any:
+        if self.setting.me == 1:
+            raise error("a message that nobody would take")
+        return advance(self, now)
+
+    async def work(daemon: Daemon) -> None:
+        if daemon is alice:
+            with pytest.raises(SumError, match="the sums of this contract cannot go on here: a message that nobody"):
+                await daemon.sum([daemons[1], alice, *daemons[2:]])
+
+    monkeypatch.setattr(party.Party, "advance", broken)
+    assert await together(daemons, work) == [None] * 4
+
+
+async def test_one_that_is_many_turns_behind_comes_to_every_sum_though_it_had_no_room_for_what_was_ahead(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "MAX_AHEAD", 4000)
+    *here, erin = daemons = await introduced(home, network, *NAMES)
+    far = trio.Event()
+
+    async def work(daemon: Daemon) -> list[list[float]]:
+        await daemon.sum(daemons, turn=1)
+        if daemon is erin:
+            await far.wait()
+        totals = [(await daemon.sum(daemons, turn=turn)).values.tolist() for turn in range(2, 7)]
+        far.set()
+        return totals
+
+    *totals, of_erin = await together(daemons, work)
+    assert of_erin == totals[0] == [expected(here)] * 5
 
 
 def secrets_of(driver: Any) -> Iterator[bytes]:

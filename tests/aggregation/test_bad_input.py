@@ -2,118 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from sums_table import CONTRACT, LIAR, USED, Letter, Round, again
 
 from fedpeer import codec
-from fedpeer.aggregation import names, slices, vectors
-from fedpeer.aggregation.messages import LABEL, VERSION, Signed, id_of, parse, sign
-from fedpeer.aggregation.party import Party
-from fedpeer.aggregation.seat import Ask, Ended, Setting
-from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, perform
+from fedpeer.aggregation import names, vectors
+from fedpeer.aggregation.messages import LABEL, VERSION, id_of, parse, sign
+from fedpeer.aggregation.seat import Ask
+from fedpeer.aggregation.work import Fetch, Mask
 from fedpeer.crypto import Secret, SigningKey
 from fedpeer.errors import RemoteProtocolError, StageError, TrustError
 from fedpeer.secure import fixedpoint
-
-CONTRACT = b"C" * 32
-USED = 1000
-LIAR = 1
-Letter = tuple[Signed, int | None]
-
-
-class Files(dict[bytes, bytes]):
-    def read(self, digest: bytes) -> bytes:
-        return self[digest]
-
-    def write(self, digest: bytes, data: Any) -> None:
-        self[digest] = bytes(data)
-
-
-class Round:
-    """Parties around a table: what one says all hear at once, save for what `lie` makes of the liar's letters."""
-
-    def __init__(self, n: int, lie: Callable[[Letter], list[Letter]] = lambda letter: [letter]) -> None:
-        self.n, self.lie, self.now = n, lie, 0.0
-        chance = random.Random(n)
-        self.keys = [SigningKey(Secret(bytes([party + 1]) * 32)) for party in range(n)]
-        publics = [key.public for key in self.keys]
-        self.parties = [
-            Party(Setting(CONTRACT, names.profile(n), party, publics, stall_s=600), key, chance.randbytes, {})
-            for party, key in enumerate(self.keys)
-        ]
-        self.files = [Files() for _ in range(n)]
-        self.said: list[Signed] = []
-        self.work: Callable[[int, Any], Any] = lambda _party, work: work
-        generator = np.random.default_rng(n)
-        pad = np.zeros(slices.padded(USED) - USED, np.uint32)
-        self.x = [np.concatenate([generator.integers(0, 1 << 16, USED, np.uint32), pad]) for _ in range(n)]
-
-    def hear(self, sender: int, signed: Signed, to: int | None) -> None:
-        self.said.append(signed)
-        for party in range(self.n):
-            if party != sender and to in (None, party):
-                self.parties[party].add(signed)
-
-    def sum(self, turn: int = 0, *, k: int = 0, group: str = "", models: dict[int, bytes] | None = None) -> list[Ended]:
-        """How a sum of all ends at each; afterwards no party has anything to say."""
-        ended: dict[int, Ended] = {}
-        params = names.params_hash(b"%d/%d" % (turn, k))
-        of = names.group_of(CONTRACT, (group or f"turn {turn}").encode())
-        for number, party in enumerate(self.parties):
-            model = (models or {}).get(number, b"m" * 32)
-            party.ask(Ask(("fit", turn, k), of, model, bytes(32), params, len(self.x[0]), USED), self.now)
-        for _ in range(3000):
-            busy = [self.advance(number, ended) for number in range(self.n)]
-            if not any(busy):
-                if len(ended) == self.n:
-                    return [ended[number] for number in range(self.n)]
-                times = [at for party in self.parties if (at := party.wake_at()) is not None]
-                self.now = max(min(times), self.now + 1e-3)
-        raise AssertionError(f"no end: {ended}")
-
-    def advance(self, number: int, ended: dict[int, Ended]) -> bool:
-        party = self.parties[number]
-        step = party.advance(self.now)
-        for signed, to in step.say:
-            party.add(signed, logged=True)
-            for letter in self.lie((signed, to)) if number == LIAR else [(signed, to)]:
-                self.hear(number, *letter)
-        for work in step.work:
-            match work := self.work(number, work):
-                case Mask() | Add() | Unmask():
-                    party.done(work, perform(work, self.files[number], self.x[number]))
-                case Fetch(digest=digest, party=holder):
-                    if digest in self.files[holder]:
-                        self.files[number][digest] = self.files[holder][digest]
-                        party.done(work, True)
-                case FetchTotal(sum_hash=digest, holders=holders):
-                    self.files[number][digest] = self.files[holders[0]][digest]
-                    party.done(work, True)
-        ended.update((number, end) for end in step.ended)
-        return bool(step)
-
-    def check(self, ends: list[Ended], without: set[int]) -> None:
-        """All have the same exact sum over all but these."""
-        survivors = frozenset(range(self.n)) - without
-        exact = sum(self.x[party].astype(np.uint64) for party in survivors)
-        for end, files in zip(ends, self.files, strict=True):
-            assert (end.status, end.survivors) == ("SUM", survivors)
-            assert (vectors.unpack(files[end.sum_hash], 24) == exact).all()
-
-    def of(self, kind: str) -> list[Any]:
-        return [signed.message for signed in self.said if signed.kind == kind]
-
-
-def again(letter: Letter, key: SigningKey, **changed: Any) -> Letter:
-    """The same message with other fields, signed by this key."""
-    message = letter[0].message
-    fields = {name: changed.get(name, getattr(message, name)) for name in message.__struct_fields__[4:]}
-    return sign(key, changed.get("sid", message.sid), message.kind, message.sender, *fields.values()), letter[1]
 
 
 def test_a_faultless_round_is_the_sum_of_all() -> None:
@@ -261,6 +164,26 @@ def test_a_pinned_peer_whose_history_differs_ends_the_group_without_a_second_set
     ends = table.sum(k=1, group="data", models={4: b"x" * 32})
     assert {end.status for end in ends} == {"WAITING"}
     assert len(table.of("SCATTER")) == before, "nothing was masked"
+
+
+@pytest.mark.parametrize("liars", [(LIAR,), (LIAR, 2)], ids=["one", "more than f"])
+def test_a_sum_that_nobody_goes_on_with_keeps_neither_its_group_nor_secrets(liars: tuple[int, ...]) -> None:
+    table = Round(5)
+    table.check(table.sum(1), set())
+    group = names.group_of(CONTRACT, b"turn 1")
+    first, second = (names.sid_of(CONTRACT, group, seq) for seq in (0, 1))
+    for liar in liars:
+        table.hear(liar, sign(table.keys[liar], second, "READY", liar, ["fit", 1, 1], *[bytes(32)] * 3), None)
+    for _ in range(5):
+        for number in range(5):
+            table.advance(number, {})
+    begun = any(message.kind == "ADVERTISE" and message.sid == second for message in table.of("ADVERTISE"))
+    assert begun == (len(liars) > 1), "one of f+1 parties is honest, and may need the others"
+    for turn in (2, 3):
+        table.check(table.sum(turn), set())
+    for number in range(5):
+        assert {first, second} <= table.forgotten[number]
+        assert table.kept[number] == {}
 
 
 def test_who_decided_shows_it_to_those_whom_a_flood_of_votes_kept_from_it() -> None:

@@ -287,10 +287,7 @@ class World:
         tables = node.disk.tables
         setting, key = self._setting(node), self.keys[node.party]
         node.core = core = Party(setting, key, node.random, dict(tables["kept"]), tuple(tables["lost"]))
-        for signed, _to in tables["said"].values():
-            core.add(signed, logged=True)
-        for signed in tables["heard"].values():
-            core.add(signed)
+        self._add_all(node)
         for ask in tables["asks"].values():
             core.ask(ask, self.now)
         for signed, to in tables["said"].values():
@@ -302,6 +299,15 @@ class World:
         self._sweep_soon(node, again=True)
         self._ask_next(node)
         self._advance_soon(node, 0.0)
+
+    def _add_all(self, node: Node) -> None:
+        """What the disk has of messages, its log first."""
+        core, tables = node.core, node.disk.tables
+        assert core is not None
+        for signed, _to in tables["said"].values():
+            core.add(signed, logged=True)
+        for signed in tables["heard"].values():
+            core.add(signed)
 
     def _setting(self, node: Node) -> Setting:
         return Setting(
@@ -391,7 +397,9 @@ class World:
         for ended in step.ended:
             self._ended(node, ended)
         self._clear(node, step)
-        if step.say or step.ended:
+        if step.again:
+            self._add_all(node)
+        if step.say or step.ended or step.again:
             self._advance_soon(node)
         wake = core.wake_at()
         if wake is not None and wake != node.wake:
@@ -449,10 +457,6 @@ class World:
         ask = self._request(node, sum_)
         self._write(node, ("asks", sum_.name, ask))
         assert node.core is not None
-        if node.core.overflowed:  # what was far ahead then may be wanted now
-            node.core.overflowed = False
-            for signed in node.disk.tables["heard"].values():
-                node.core.add(signed)
         node.core.ask(ask, self.now)
         if self.honest(node.party):
             first = self.asked.setdefault(sum_.name, ask)
