@@ -27,7 +27,7 @@ from fedpeer.aggregation.evidence import Place, convict
 from fedpeer.aggregation.gathering import Gathering
 from fedpeer.aggregation.messages import COMMIT, START, AbortValue, Certificate, CommitValue, Signed, Stage
 from fedpeer.aggregation.names import Parties, advert_id, bitmap, parties_of
-from fedpeer.aggregation.seat import Outcome, Seat, Step
+from fedpeer.aggregation.seat import Ask, Outcome, Seat, Step
 from fedpeer.aggregation.sharing import Sharing
 from fedpeer.aggregation.starting import Starting
 from fedpeer.aggregation.unmasking import Unmasking
@@ -348,10 +348,23 @@ class Instance:
         owners = self.seat.fixed.owners if self.seat.fixed is not None else frozenset[int]()
         return frozenset(owner for owner in owners if not self.seat.board.says("SUM", owner))
 
-    def absent(self) -> Parties:
-        """Parties that this instance waits for."""
-        wanted = self.seat.pin if self.seat.pin is not None else frozenset(range(self.seat.n))
-        return frozenset(party for party in wanted if not self.seat.board.says("READY", party))
+    def absent(self, ask: Ask) -> Parties:
+        """Parties that this instance waits for where it stands: who has not said what is due."""
+        board, value = self.seat.board, self._committed
+        if self.seat.fixed is None:
+            return self._start.silent() or self.starting.absent(ask) - self.starting.differing(ask)
+        if value is None:
+            return self._commit.silent() or self.gathering.absent() - {self.seat.me}
+        survivors = frozenset[int]() if isinstance(value, AbortValue) else parties_of(value.survivors, self.seat.n)
+        released = {party for party, sets in board.released.items() if survivors in sets}
+        others = frozenset(range(self.seat.n)) - {self.seat.me}
+        if len(released) < self.seat.profile.t:
+            return others - released
+        return self.owing() or frozenset(party for party in others if not board.says("FINAL", party))
+
+    def differing(self, ask: Ask) -> Parties:
+        """Parties that are ready for this sum, but with another history or other parameters, while START waits."""
+        return self.starting.differing(ask) if self.seat.fixed is None else frozenset()
 
     @property
     def started(self) -> bool:

@@ -300,10 +300,13 @@ class Party:
             if last.noise:
                 survivors = last.outcome.survivors if last.outcome else frozenset[int]()
                 self._end(group, params, step, "NOISE", survivors, b"")
-            elif late and last.decided and last.owing():
-                self._end(group, params, step, "LOST", frozenset(), b"", last.owing())
             elif late:
-                self._end(group, params, step, "WAITING", last.seat.pin or frozenset(), b"", last.absent())
+                ask = group.asks[params]
+                if last.decided and last.owing():
+                    self._end(group, params, step, "LOST", frozenset(), b"", last.absent(ask))
+                else:
+                    pin, differing = last.seat.pin or frozenset(), last.differing(ask)
+                    self._end(group, params, step, "WAITING", pin, b"", last.absent(ask), differing)
 
     def _end(
         self,
@@ -314,8 +317,9 @@ class Party:
         survivors: Parties,
         sum_hash: bytes,
         parties: Parties = frozenset(),
+        differing: Parties = frozenset(),
     ) -> None:
         if params not in group.ended:
-            ended = Ended(group.asks[params].name, status, survivors, sum_hash, parties)
+            ended = Ended(group.asks[params].name, status, survivors, sum_hash, parties, differing)
             group.ended[params] = ended
             step.ended.append(ended)

@@ -219,3 +219,61 @@ def test_who_owes_a_secret_in_one_group_is_left_out_of_the_others() -> None:
     assert {(end.name[1], end.status, end.survivors) for number, end in ended.items() if number != LIAR} == {
         (2, "SUM", frozenset({0, 2, 3}))
     }
+
+
+# who is named
+
+
+@pytest.mark.parametrize(
+    ("silent_from", "status"),
+    [
+        ("READY", "WAITING"),
+        ("ACK", "WAITING"),
+        ("PREVOTE START", "WAITING"),
+        ("PRECOMMIT START", "WAITING"),
+        ("RECEIPT", "WAITING"),
+        ("PREVOTE COMMIT", "WAITING"),
+        ("PRECOMMIT COMMIT", "WAITING"),
+        ("RELEASE", "LOST"),
+        ("FINAL", "WAITING"),
+    ],
+)
+def test_a_sum_that_waits_in_vain_names_those_who_fell_silent_and_nobody_else(silent_from: str, status: str) -> None:
+    """Two of five; four are needed."""
+    table = Round(5)
+    gone: set[int] = set()
+    hear = table.hear
+
+    def filtered(sender: int, signed: Signed, to: int | None) -> None:
+        if f"{signed.kind} {getattr(signed.message, 'stage', '')}".startswith(silent_from) and sender in (LIAR, 3):
+            gone.add(sender)
+        if sender not in gone:
+            hear(sender, signed, to)
+
+    table.hear = filtered  # type: ignore[method-assign]
+    table.ask()
+    ended = table.run(until=2000.0)
+    assert {(end.status, end.parties, end.differing) for number, end in ended.items() if number not in gone} == {
+        (status, frozenset({LIAR, 3}), frozenset())
+    }
+
+
+def test_who_has_another_history_is_told_apart_from_who_is_absent() -> None:
+    table = Round(5)
+    hear = table.hear
+    table.hear = lambda sender, signed, to: None if sender == 4 else hear(sender, signed, to)  # type: ignore[method-assign]
+    table.ask(models={3: b"x" * 32})
+    ended = table.run()
+    for number in (0, 1, 2):
+        assert (ended[number].status, ended[number].parties, ended[number].differing) == ("WAITING", {4}, {3})
+    assert (ended[3].parties, ended[3].differing) == ({4}, {0, 1, 2})
+
+
+@pytest.mark.parametrize("kind", ["SCATTER", "SUM"])
+def test_before_anybody_votes_who_masked_or_added_up_nothing_is_named(kind: str) -> None:
+    table = Round(5, lambda letter: [] if letter[0].kind == kind else [letter])
+    table.ask()
+    table.run(until=1.5)
+    (instance,) = instances(table, 0)
+    (ask,) = instance.seat.asks.values()
+    assert instance.absent(ask) == {LIAR}
