@@ -352,7 +352,7 @@ class Instance:
         """Parties that this instance waits for where it stands: who has not said what is due."""
         board, value = self.seat.board, self._committed
         if self.seat.fixed is None:
-            return self._start.silent() or self.starting.absent(ask) - self.starting.differing(ask)
+            return self._start.silent() or self.starting.absent(ask)
         if value is None:
             return self._commit.silent() or self.gathering.absent() - {self.seat.me}
         survivors = frozenset[int]() if isinstance(value, AbortValue) else parties_of(value.survivors, self.seat.n)
