@@ -168,7 +168,7 @@ class Agreement:
         return "prevote" if self._me in self._tally("PREVOTE", self.view).parties else "propose"
 
     def silent(self) -> Parties:
-        """Parties whose vote this one lacks where it stands: in its view or, if none is due there, in the one before."""
+        """Parties whose vote is lacking here: in this view or, if none is due in it yet, in the one before."""
         kind = "PREVOTE" if self.step == "prevote" else "PRECOMMIT"
         view = self.view - (self.step == "propose")
         voters = self._tally(kind, view).parties.keys()

@@ -51,10 +51,10 @@ class Instance:
 
     # what comes in
 
-    def add(self, signed: Signed) -> None:
-        """A verified message of this instance, our own from the log or just committed included."""
+    def add(self, signed: Signed) -> bool:
+        """A verified message of this instance, our own from the log or just committed included; whether it is new."""
         if not self.seat.board.add(signed):
-            return
+            return False
         match signed.kind:
             case "ADVERTISE":
                 message = signed.message
@@ -72,6 +72,7 @@ class Instance:
             case "RELEASE" if signed.sender == self.seat.me:
                 survivors = parties_of(signed.message.survivors, self.seat.n)
                 self.seat.here.log.release(self.seat.sid, self.seat.group, survivors, pinned=self.seat.pinned)
+        return True
 
     def _settle(self, message: Certificate) -> None:
         agreement = self._start if message.stage == START else self._commit
@@ -335,13 +336,13 @@ class Instance:
             self.seat.fixed.contributors - survivors - self.unmasking.sigma.keys()
         )
 
-    def place(self) -> Place | None:
-        """What shows, in evidence, where in its group this instance is."""
-        if self._start.decided is None:
+    def place_of(self, release: Signed) -> Place | None:
+        """What shows, in evidence, where in its group this RELEASE was said; None as long as it is not known."""
+        fixed, decided = self.seat.fixed, self._start.decided
+        if fixed is None or decided is None or release.message.ctx != fixed.ctx or fixed.params not in self.seat.asks:
             return None
-        value = self.seat.value(START, self._start.decided.value)
-        ask = None if value is None else self.seat.asks.get(value.params)
-        return Place(self.seat.seq, value, ask.encoded) if ask is not None and ask.encoded else None
+        value = self.seat.value(START, decided.value)
+        return Place(self.seat.seq, value, self.seat.asks[fixed.params].encoded)
 
     def idle(self) -> Parties:
         """Owners that have added nothing up."""

@@ -28,7 +28,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from fedpeer import codec
 from fedpeer.aggregation import names, slices, vectors, work
+from fedpeer.aggregation.evidence import PINNED
 from fedpeer.aggregation.messages import Signed, SumName, id_of
 from fedpeer.aggregation.names import Parties, Profile
 from fedpeer.aggregation.party import Party
@@ -479,18 +481,20 @@ class World:
                 end = node.ends()[earlier.name]
                 history = names.history_after_sum(history, end.survivors, end.sum_hash)
         scope = b"" if sum_.kind == "data" else began
+        encoded = codec.encode([*sum_.name, sum_.kind, PINNED if sum_.pinned else "none"])
         return Ask(
             name=sum_.name,
             group=names.group_of(self.contract, scope),
             pinned=sum_.pinned,
             model=history,
             shared=hash_("fp.sim.shared", began),
-            params=names.params_hash(repr((sum_.name, sum_.kind, sum_.pinned)).encode()),
+            params=names.params_hash(encoded),
             d=sum_.d,
             used=sum_.d - PAD,
             w=W,
             bits=BITS,
             data=sum_.kind == "data",
+            encoded=encoded,
         )
 
     # messages
