@@ -41,7 +41,7 @@ from typing import Any, Final, Literal
 
 from fedpeer import codec
 from fedpeer.aggregation.messages import LABEL, VERSION, Signed, Stage, id_of
-from fedpeer.aggregation.names import Profile
+from fedpeer.aggregation.names import Parties, Profile
 from fedpeer.crypto import verify
 from fedpeer.errors import LocalProtocolError, TrustError
 
@@ -166,6 +166,13 @@ class Agreement:
         if self._me in self._tally("PRECOMMIT", self.view).parties:
             return "precommit"
         return "prevote" if self._me in self._tally("PREVOTE", self.view).parties else "propose"
+
+    def silent(self) -> Parties:
+        """Parties whose vote is lacking here: in this view or, if none is due in it yet, in the one before."""
+        kind = "PREVOTE" if self.step == "prevote" else "PRECOMMIT"
+        view = self.view - (self.step == "propose")
+        voters = self._tally(kind, view).parties.keys()
+        return frozenset(range(self._profile.n)) - {self._me, *voters} if view >= 0 else frozenset()
 
     def start(self, now: float) -> None:
         """Begin to wait for the proposal of this view. The caller starts view 0, later views start by themselves."""

@@ -181,6 +181,15 @@ class Gathering:
                     return survivors, digests
         return None
 
+    def absent(self) -> Parties:
+        """Contributors that an owner has no slice of, as far as receipts say; if none, owners that added nothing up."""
+        fixed, ask, board = self.seat.fixed, self.seat.ask, self.seat.board
+        assert fixed is not None
+        owners = {chunk.owner for chunk in self.chunks(ask)} if ask is not None else fixed.owners
+        received = [found for owner in owners if (found := board.receipts.get((fixed.ctx, owner)))]
+        missing = fixed.contributors - fixed.contributors.intersection(*received)
+        return missing or frozenset(owner for owner in owners if not board.says("SUM", owner))
+
     def cut(self, view: int, step: Step) -> None:
         """The proposer of the view names the survivors when an owner misses somebody."""
         fixed = self.seat.fixed

@@ -27,7 +27,7 @@ from fedpeer.aggregation.evidence import Place, convict
 from fedpeer.aggregation.gathering import Gathering
 from fedpeer.aggregation.messages import COMMIT, START, AbortValue, Certificate, CommitValue, Signed, Stage
 from fedpeer.aggregation.names import Parties, advert_id, bitmap, parties_of
-from fedpeer.aggregation.seat import Outcome, Seat, Step
+from fedpeer.aggregation.seat import Ask, Outcome, Seat, Step
 from fedpeer.aggregation.sharing import Sharing
 from fedpeer.aggregation.starting import Starting
 from fedpeer.aggregation.unmasking import Unmasking
@@ -51,10 +51,10 @@ class Instance:
 
     # what comes in
 
-    def add(self, signed: Signed) -> None:
-        """A verified message of this instance, our own from the log or just committed included."""
+    def add(self, signed: Signed) -> bool:
+        """A verified message of this instance, our own from the log or just committed included; whether it is new."""
         if not self.seat.board.add(signed):
-            return
+            return False
         match signed.kind:
             case "ADVERTISE":
                 message = signed.message
@@ -72,6 +72,7 @@ class Instance:
             case "RELEASE" if signed.sender == self.seat.me:
                 survivors = parties_of(signed.message.survivors, self.seat.n)
                 self.seat.here.log.release(self.seat.sid, self.seat.group, survivors, pinned=self.seat.pinned)
+        return True
 
     def _settle(self, message: Certificate) -> None:
         agreement = self._start if message.stage == START else self._commit
@@ -338,23 +339,36 @@ class Instance:
             self.seat.fixed.contributors - survivors - self.unmasking.sigma.keys()
         )
 
-    def place(self) -> Place | None:
-        """What shows, in evidence, where in its group this instance is."""
-        if self._start.decided is None:
+    def place_of(self, release: Signed) -> Place | None:
+        """What shows, in evidence, where in its group this RELEASE was said; None as long as it is not known."""
+        fixed, decided = self.seat.fixed, self._start.decided
+        if fixed is None or decided is None or release.message.ctx != fixed.ctx or fixed.params not in self.seat.asks:
             return None
-        value = self.seat.value(START, self._start.decided.value)
-        ask = None if value is None else self.seat.asks.get(value.params)
-        return Place(self.seat.seq, value, ask.encoded) if ask is not None and ask.encoded else None
+        value = self.seat.value(START, decided.value)
+        return Place(self.seat.seq, value, self.seat.asks[fixed.params].encoded)
 
     def idle(self) -> Parties:
         """Owners that have added nothing up."""
         owners = self.seat.fixed.owners if self.seat.fixed is not None else frozenset[int]()
         return frozenset(owner for owner in owners if not self.seat.board.says("SUM", owner))
 
-    def absent(self) -> Parties:
-        """Parties that this instance waits for."""
-        wanted = self.seat.pin if self.seat.pin is not None else frozenset(range(self.seat.n))
-        return frozenset(party for party in wanted if not self.seat.board.says("READY", party))
+    def absent(self, ask: Ask) -> Parties:
+        """Parties that this instance waits for where it stands: who has not said what is due."""
+        board, value = self.seat.board, self._committed
+        if self.seat.fixed is None:
+            return self._start.silent() or self.starting.absent(ask)
+        if value is None:
+            return self._commit.silent() or self.gathering.absent() - {self.seat.me}
+        survivors = frozenset[int]() if isinstance(value, AbortValue) else parties_of(value.survivors, self.seat.n)
+        released = {party for party, sets in board.released.items() if survivors in sets}
+        others = frozenset(range(self.seat.n)) - {self.seat.me}
+        if len(released) < self.seat.profile.t:
+            return others - released
+        return self.owing() or frozenset(party for party in others if not board.says("FINAL", party))
+
+    def differing(self, ask: Ask) -> Parties:
+        """Parties that are ready for this sum, but with another history or other parameters, while START waits."""
+        return self.starting.differing(ask) if self.seat.fixed is None else frozenset()
 
     @property
     def started(self) -> bool:

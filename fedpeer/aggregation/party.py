@@ -47,9 +47,10 @@ class Group:
         self.asked_at: dict[bytes, float] = {}
         self.owing: set[int] = set()
         """parties whose secrets its instances wait for"""
-        self.released: dict[int, tuple[Instance, Signed]] = {}
-        """what a party released for first, not counting aborts"""
+        self.releases: dict[int, list[tuple[Instance, Signed]]] = {}
+        """what a party released for, by party, not counting aborts"""
         self.accused: set[int] = set()
+        """parties that were shown to have released for two sets"""
         self.wake_at = 0.0
         """when it wants to be looked at though nothing came; at once in the beginning"""
 
@@ -81,7 +82,6 @@ class Party:
         self._ended_at: dict[str, float] = {}  # when the last sum of a stage ended here
         self._reached: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)  # stage → party → (turn, k)
         self._over: set[bytes] = set()  # forgotten
-        self._evidence: list[tuple[Instance, list[bytes]]] = []  # not yet told
         self.lost: set[bytes] = set(lost)
         """instances in which this party said what its log does not know; keep them for the next Party"""
 
@@ -129,24 +129,31 @@ class Party:
             reached = self._reached[stage]
             reached[signed.sender] = max((place[0], place[1]), reached.get(signed.sender, (0, 0)))
         with suppress(RemoteProtocolError):  # what no honest party says
-            instance.add(signed)
-            if signed.kind == "RELEASE":
-                self._compare(self._groups[instance.seat.group], instance, signed)
+            if instance.add(signed) and signed.kind == "RELEASE":
+                self._releases(self._groups[instance.seat.group], instance, signed)
         self._groups[instance.seat.group].wake_at = 0.0
 
-    def _compare(self, group: Group, instance: Instance, signed: Signed) -> None:
+    def _releases(self, group: Group, instance: Instance, signed: Signed) -> None:
         """R7: no honest party releases for two sets of survivors in one group."""
-        survivors = parties_of(signed.message.survivors, self.setting.profile.n)
-        if not survivors or not group.pinned:
-            return
-        before, first = group.released.setdefault(signed.sender, (instance, signed))
-        if first.message.survivors != signed.message.survivors and signed.sender not in group.accused:
-            group.accused.add(signed.sender)
-            self._here.convicted.add(signed.sender)
-            places = before.place(), instance.place()
-            if places[0] is not None and places[1] is not None:
-                proof = two_releases(first, signed, group.id, (places[0], places[1]))
-                self._evidence.append((instance, proof))
+        if group.pinned and parties_of(signed.message.survivors, self.setting.profile.n):
+            releases = group.releases.setdefault(signed.sender, [])
+            releases.append((instance, signed))
+            if any(other.message.survivors != signed.message.survivors for _, other in releases):
+                self._here.convicted.add(signed.sender)
+
+    def _accuse(self, group: Group, step: Step) -> None:
+        """Show it to the others as soon as the places of two such releases are known here."""
+        for party in self._here.convicted & group.releases.keys() - group.accused:
+            placed = [
+                (*release, place) for release in group.releases[party] if (place := release[0].place_of(release[1]))
+            ]
+            for instance, signed, place in placed[1:]:
+                _, first, first_place = placed[0]
+                if signed.message.survivors != first.message.survivors and party not in group.accused:
+                    group.accused.add(party)
+                    proof = two_releases(first, signed, group.id, (first_place, place))
+                    if not instance.seat.muted:
+                        instance.seat.say(step, "EVIDENCE", "E6", proof)
 
     def knows(self, sid: bytes) -> bool:
         """Whether this instance is one of ours, over, or the next of a group that was asked for."""
@@ -170,14 +177,12 @@ class Party:
                 for instance in group.instances:
                     if not instance.settled:
                         instance.advance(now, step)
+                self._accuse(group, step)
                 self._close(group, now, step)
                 over = any(instance.outcome is not None for instance in going_on)
                 group.wake_at = now if over else self._next_look(group)  # an end lets the next begin
         self._ended_at.update((ended.name[0], now) for ended in step.ended)
         self._forget(step)
-        for instance, proof in self._evidence:
-            instance.seat.say(step, "EVIDENCE", "E6", proof)
-        self._evidence.clear()
         return step
 
     def wake_at(self) -> float | None:
@@ -304,10 +309,13 @@ class Party:
             if last.noise:
                 survivors = last.outcome.survivors if last.outcome else frozenset[int]()
                 self._end(group, params, step, "NOISE", survivors, b"")
-            elif late and last.decided and last.owing():
-                self._end(group, params, step, "LOST", frozenset(), b"", last.owing())
             elif late:
-                self._end(group, params, step, "WAITING", last.seat.pin or frozenset(), b"", last.absent())
+                ask = group.asks[params]
+                if last.decided and last.owing():
+                    self._end(group, params, step, "LOST", frozenset(), b"", last.absent(ask))
+                else:
+                    pin, differing = last.seat.pin or frozenset(), last.differing(ask)
+                    self._end(group, params, step, "WAITING", pin, b"", last.absent(ask), differing)
 
     def _end(
         self,
@@ -318,8 +326,9 @@ class Party:
         survivors: Parties,
         sum_hash: bytes,
         parties: Parties = frozenset(),
+        differing: Parties = frozenset(),
     ) -> None:
         if params not in group.ended:
-            ended = Ended(group.asks[params].name, status, survivors, sum_hash, parties)
+            ended = Ended(group.asks[params].name, status, survivors, sum_hash, parties, differing)
             group.ended[params] = ended
             step.ended.append(ended)

@@ -111,7 +111,8 @@ Status = Literal["SUM", "NOISE", "LOST", "WAITING"]
 class Ended:
     """How a sum ended for this party. SUM: the total is the file named `sum_hash`; else `parties` are why.
 
-    `survivors` of a sum that waits: those that the group is bound to, if it is.
+    Of a sum that waits: `survivors` are those that the group is bound to, if it is; `parties` have not said what was
+    due; `differing` were ready for it with another history or other parameters.
     """
 
     name: SumName
@@ -119,6 +120,7 @@ class Ended:
     survivors: Parties
     sum_hash: bytes
     parties: Parties = frozenset()
+    differing: Parties = frozenset()
 
 
 @dataclass(frozen=True)

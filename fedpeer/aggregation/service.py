@@ -20,7 +20,7 @@ Source: SA1, version 1, section 1.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -290,7 +290,7 @@ class _Driver:
         return Total(values, [self.parties[party] for party in sorted(ended.survivors)], ended.sum_hash)
 
     def _failure(self, request: Request, ended: Ended) -> SumError:
-        names = ", ".join(self._mesh.roster.name_of(self.parties[party]) for party in sorted(ended.parties))
+        names = self._names(ended.parties)
         what = f"sum {request.k} of turn {request.turn} of stage {request.stage!r}"
         if ended.status == "NOISE":
             return SumIsNoise(
@@ -298,16 +298,19 @@ class _Driver:
             )
         if ended.status == "LOST":
             return SumLost(f"{what} is lost: {names} did not show what is needed to finish it in {self._stall_s:.0f} s")
-        if ended.survivors and ended.parties:
+        if ended.parties & ended.survivors:
+            names = self._names(ended.parties & ended.survivors)
             return SurvivorsChanged(
                 f"{what} waited {self._stall_s:.0f} s for {names}: over other participants it would tell their values",
                 hint="in a new contract without them the same sums would tell their values by the difference",
             )
-        if not names:
-            return BelowQuorum(
-                f"{what} waited {self._stall_s:.0f} s: all were there, with another history or other parameters"
-            )
-        return BelowQuorum(f"{what} waited {self._stall_s:.0f} s: too few participants were there; missing: {names}")
+        why = [f"missing: {names}"] if names else []
+        if ended.differing:
+            why.append(f"with another history or other parameters: {self._names(ended.differing)}")
+        return BelowQuorum("; ".join([f"{what} waited {self._stall_s:.0f} s: too few participants answered", *why]))
+
+    def _names(self, parties: Collection[int]) -> str:
+        return ", ".join(self._mesh.roster.name_of(self.parties[party]) for party in sorted(parties))
 
     # the loop
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from fedpeer.aggregation.agreement import Decision
 from fedpeer.aggregation.messages import START, Signed, StartValue
-from fedpeer.aggregation.names import advert_root, bitmap, context, parties_of
-from fedpeer.aggregation.seat import Fixed, Seat, Step
+from fedpeer.aggregation.names import Parties, advert_root, bitmap, context, parties_of
+from fedpeer.aggregation.seat import Ask, Fixed, Seat, Step
 from fedpeer.aggregation.sharing import Sharing
 
 READY_S: Final = 10.0
@@ -93,6 +93,29 @@ class Starting:
             pin,
             self.seat.prev,
         ]
+
+    def absent(self, ask: Ask) -> Parties:
+        """Whom this sum lacks: who is not ready for it, has no keys, or does not acknowledge the share that we gave it.
+
+        If nobody, those whose shares too few hold.
+        """
+        wanted = self.seat.pin if self.seat.pin is not None else frozenset(range(self.seat.n))
+        others, adverts = wanted - {self.seat.me}, self.sharing.adverts
+        ready = {signed.sender for signed in self.seat.board.all("READY") if signed.message.name == ask.name}
+        mine = self.sharing.own_advert() if self.sharing.keys is not None else None
+        holders = others if mine is None else self.seat.board.acked.get((self.seat.me, mine), set())
+        return frozenset(
+            party for party in others if party not in ready or not adverts[party] or party not in holders
+        ) or frozenset(
+            party
+            for party in others
+            if not any(self.sharing.available(party, advert, wanted) for advert in adverts[party])
+        )
+
+    def differing(self, ask: Ask) -> Parties:
+        """Who is ready for this sum, but with another history or other parameters than we."""
+        ready = {signed.sender for signed in self.seat.board.all("READY") if signed.message.name == ask.name}
+        return frozenset(ready - self._ready(ask.model, ask.params) - {self.seat.me})
 
     def _is_away(self, party: int) -> bool:
         """It was left out last time, and has not been heard of here."""

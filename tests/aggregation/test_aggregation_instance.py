@@ -6,10 +6,11 @@ import os
 from typing import Any
 
 import pytest
-from sums_table import CONTRACT, LIAR, Letter, Round
+from sums_table import CONTRACT, LIAR, Letter, Round, again
 
 from fedpeer.aggregation import names, slices
 from fedpeer.aggregation.board import FEW, MANY, Board
+from fedpeer.aggregation.evidence import convict
 from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.keyset import KeySet
 from fedpeer.aggregation.messages import START, Signed, id_of, sign
@@ -219,3 +220,110 @@ def test_who_owes_a_secret_in_one_group_is_left_out_of_the_others() -> None:
     assert {(end.name[1], end.status, end.survivors) for number, end in ended.items() if number != LIAR} == {
         (2, "SUM", frozenset({0, 2, 3}))
     }
+
+
+# who is named
+
+
+@pytest.mark.parametrize(
+    ("silent_from", "status"),
+    [
+        ("READY", "WAITING"),
+        ("ACK", "WAITING"),
+        ("PREVOTE START", "WAITING"),
+        ("PRECOMMIT START", "WAITING"),
+        ("RECEIPT", "WAITING"),
+        ("PREVOTE COMMIT", "WAITING"),
+        ("PRECOMMIT COMMIT", "WAITING"),
+        ("RELEASE", "LOST"),
+        ("FINAL", "WAITING"),
+    ],
+)
+def test_a_sum_that_waits_in_vain_names_those_who_fell_silent_and_nobody_else(silent_from: str, status: str) -> None:
+    """Two of five; four are needed."""
+    table = Round(5)
+    gone: set[int] = set()
+    hear = table.hear
+
+    def filtered(sender: int, signed: Signed, to: int | None) -> None:
+        if f"{signed.kind} {getattr(signed.message, 'stage', '')}".startswith(silent_from) and sender in (LIAR, 3):
+            gone.add(sender)
+        if sender not in gone:
+            hear(sender, signed, to)
+
+    table.hear = filtered  # type: ignore[method-assign]
+    table.ask()
+    ended = table.run(until=2000.0)
+    assert {(end.status, end.parties, end.differing) for number, end in ended.items() if number not in gone} == {
+        (status, frozenset({LIAR, 3}), frozenset())
+    }
+
+
+def test_who_has_another_history_is_told_apart_from_who_is_absent() -> None:
+    table = Round(5)
+    hear = table.hear
+    table.hear = lambda sender, signed, to: None if sender == 4 else hear(sender, signed, to)  # type: ignore[method-assign]
+    table.ask(models={3: b"x" * 32})
+    ended = table.run()
+    for number in (0, 1, 2):
+        assert (ended[number].status, ended[number].parties, ended[number].differing) == ("WAITING", {4}, {3})
+    assert (ended[3].parties, ended[3].differing) == ({4}, {0, 1, 2})
+
+
+@pytest.mark.parametrize("kind", ["SCATTER", "SUM"])
+def test_before_anybody_votes_who_masked_or_added_up_nothing_is_named(kind: str) -> None:
+    table = Round(5, lambda letter: [] if letter[0].kind == kind else [letter])
+    table.ask()
+    table.run(until=1.5)
+    (instance,) = instances(table, 0)
+    (ask,) = instance.seat.asks.values()
+    assert instance.absent(ask) == {LIAR}
+
+
+# two sets in one group
+
+
+def test_who_releases_for_two_sets_in_two_instances_of_a_group_is_convicted_by_everybody() -> None:
+    """E6: by the evidence of those that heard both, one of them before it knew of the START, and by nothing else."""
+    table = Round(5)
+    table.check(table.sum(k=0), set())
+    second_sid = names.sid_of(CONTRACT, names.group_of(CONTRACT, b"turn 0"), 1)
+    held_back: list[Signed] = []
+    deaf = True
+
+    def lie(letter: Letter) -> list[Letter]:
+        return [again(letter, table.keys[LIAR], survivors=b"\x0f")] if letter[0].kind == "RELEASE" else [letter]
+
+    def filtered(sender: int, signed: Signed, to: int | None) -> None:
+        table.said.append(signed)
+        for number in {*range(5)} - {sender} if to is None else {to}:
+            stage = getattr(signed.message, "stage", "")
+            if (number, sender, signed.kind) == (4, LIAR, "RELEASE"):
+                continue  # it hears of it by evidence only
+            if deaf and number == 3 and signed.sid == second_sid and (stage or signed.kind == "EVIDENCE"):
+                held_back.append(signed)
+                continue
+            table.parties[number].add(signed)
+
+    table.lie, table.hear = lie, filtered  # type: ignore[method-assign]
+    table.ask(k=1)
+    table.run(until=table.now + 60.0)
+    release = next(m for m in table.of("RELEASE") if (m.sender, m.sid) == (LIAR, second_sid))
+    assert release.survivors == b"\x0f"
+    assert instances(table, 3)[1].seat.fixed is None, "it has not heard what START was"
+    assert table.parties[3].convicted == {LIAR}
+    assert {signed.sender for signed in table.said if signed.kind == "EVIDENCE"} == {0, 2}
+    deaf = False
+    for signed in held_back:
+        if signed.kind != "EVIDENCE":
+            table.parties[3].add(signed)
+    table.run(until=table.now + 60.0)
+    evidence = [message for message in table.of("EVIDENCE") if message.sender != LIAR]
+    assert {message.type for message in evidence} == {"E6"}
+    assert sorted(message.sender for message in evidence) == [0, 2, 3], "once each"
+    publics = [key.public for key in table.keys]
+    for message in evidence:
+        assert len(message.messages) == 5
+        assert convict(message, names.profile(5), publics, CONTRACT) == LIAR
+    for number in (0, 2, 3, 4):
+        assert table.parties[number].convicted == {LIAR}, number

@@ -234,10 +234,27 @@ async def test_three_wait_for_one_that_is_absent_and_end_by_its_name(
     *here, carol = daemons = await introduced(home, network, *NAMES[:3])
     for error in await together(here, lambda daemon: daemon.sum(daemons)):
         assert isinstance(error, BelowQuorum)
-        assert "too few participants were there; missing: carol" in error.message
+        assert "too few participants answered; missing: carol" in error.message
     assert STALL_S <= trio.current_time() < STALL_S + 10
     assert all(daemon.steps() == [] for daemon in here), "nothing was masked"
     carol.store.close()
+
+
+async def test_a_sum_that_waits_says_truthfully_who_is_missing_and_who_has_another_history(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    *here, erin = daemons = await introduced(home, network, *NAMES)
+
+    async def work(daemon: Daemon) -> Total:
+        return await daemon.sum(daemons, history=b"x" * 32 if daemon is here[3] else HISTORY)
+
+    *alike, dave = await together(here, work)
+    for error in (*alike, dave):
+        assert isinstance(error, BelowQuorum)
+        _, _, why = error.message.partition("too few participants answered; missing: erin; ")
+        differing = "alice, bob, carol" if error is dave else "dave"
+        assert why == f"with another history or other parameters: {differing}"
+    erin.store.close()
 
 
 async def test_the_same_statistic_asked_again_after_one_left_waits_and_ends_by_name_never_with_a_difference(

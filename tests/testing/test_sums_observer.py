@@ -11,7 +11,7 @@ import pytest
 from fedpeer.aggregation import keyset, names
 from fedpeer.aggregation.messages import Signed, sign
 from fedpeer.crypto import Secret
-from fedpeer.testing.sums.faults import Faults
+from fedpeer.testing.sums.faults import Faults, Liar
 from fedpeer.testing.sums.observer import Instance, Said, observe
 from fedpeer.testing.sums.world import Sum, World
 
@@ -203,3 +203,17 @@ def test_two_messages_in_one_place(world: World, kind: str) -> None:
 def test_an_instance_is_what_its_name_says(world: World) -> None:
     (ask, *_) = world.asked.values()
     assert world._instances()[sid_of(world, 1)] == Instance(ask.group, 1, False)
+
+
+def test_a_vector_masked_again_before_enough_have_released_for_nobody() -> None:
+    liars = {1: Liar(mute=frozenset({"SUM"}))}
+    world = World(2, n=5, faults=Faults(liars=liars), sums=[Sum(("fit", 0, 0), "turn", True, 0, 2304)])
+    assert not world.run().failures
+    releases = [
+        said for said in world.transcript if said.signed.kind == "RELEASE" and not any(said.signed.message.survivors)
+    ]
+    assert len(releases) == 5, "the first instance was aborted"
+    for late, wrong in ((0, False), (1, False), (2, True)):  # t is 4
+        others = [said for said in world.transcript if said not in releases[:late]]
+        found = look(world, [*others, *releases[:late]], pinned=True)
+        assert any("masked its vector again before t released for nobody" in line for line in found) == wrong

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,6 +120,15 @@ def test_a_party_with_an_old_copy_of_its_disk_says_nothing_more_in_that_instance
     assert returned > 20
 
 
+def test_who_gave_up_masks_nothing_any_more_and_the_others_give_up_too() -> None:
+    """The last of the three that a sum takes comes when the patience of the first two is nearly over."""
+    data = [Sum(("count", 0, 0), "data", True, 0)]
+    for seed, n, late in ((1, 4, {3: math.inf, 2: 2000.0}), (2, 5, {2: 1900.0, 3: math.inf})):
+        world = World(seed, n=n, faults=Faults(late=late), sums=data)
+        assert ended(world.run()) == {"WAITING": n - 1}
+        assert {said.party for said in world.transcript if said.signed.kind == "SCATTER"} <= {2}
+
+
 # planted in the simulator's own driver: each must be seen
 
 
@@ -133,6 +144,19 @@ def test_a_driver_that_sends_before_it_commits_is_found(monkeypatch: pytest.Monk
         write(self, node, *writes, sync=sync and not any(table in ("said", "kept") for table, _, _ in writes))
 
     assert planted(monkeypatch, "_write", unsynced)
+
+
+@pytest.mark.parametrize("status", ["NOISE", "LOST", "WAITING"])
+def test_another_end_at_one_party_than_at_the_others_is_found(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = World._ended
+
+    def wrong(self: World, node: Node, ended: Any) -> None:
+        told(self, node, replace(ended, status=status) if node.party in (2, 3) else ended)
+
+    monkeypatch.setattr(World, "_ended", wrong)
+    failures = World(1, n=4, faults=Faults(), sums=ONE).run().failures
+    for party in (2, 3):
+        assert f"('fit', 0, 0): {status} at party {party}, though [0, 1] have the total" in failures
 
 
 def test_a_total_that_is_not_the_sum_of_its_survivors_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

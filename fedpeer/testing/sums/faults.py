@@ -209,7 +209,7 @@ def _liar(rng: random.Random, profile: Profile, equivocator: bool, withholder: b
             case 2:
                 liar |= {"twice": frozenset(rng.sample(EQUIVOCATIONS, 3))}
     if withholder:
-        match rng.randrange(4):
+        match rng.randrange(5):
             case 0:
                 liar |= {"shares_for": some(rng, everybody, 0), "garbage_shares": rng.random() < 0.5}
             case 1:
@@ -218,6 +218,8 @@ def _liar(rng: random.Random, profile: Profile, equivocator: bool, withholder: b
                 liar |= {"mute": frozenset(rng.sample(_KEPT_BACK, 2))}
             case 3:
                 liar |= {"files_for": some(rng, everybody, 0)}
+            case 4:
+                liar |= {"mute": frozenset({"SUM", "RELEASE"})}  # it makes the others abort, and does not say so
     if rng.random() < 0.2:
         liar |= {"garbage_files": True}
     if not liar and rng.random() < 0.3:

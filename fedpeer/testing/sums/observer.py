@@ -9,7 +9,9 @@ members. It states no rule of the protocol; it says what must not be known, or m
 3. of no honest party two masked vectors of one instance, or one under two contexts;
 4. nobody's b, nor a share of one, from an honest party before t parties have released for one set of survivors;
 5. from no honest party two RELEASEs for different survivors: in an instance any, in a group any that are not empty;
-6. from no honest party two different messages in the place of one: nothing that could ever convict it.
+6. from no honest party two different messages in the place of one: nothing that could ever convict it;
+7. from no honest party a masked vector under a START that follows an abort, before t parties have released for nobody
+   in the aborted instance. (What a party has heard nobody sees; it is at most what was said.)
 """
 
 from __future__ import annotations
@@ -91,8 +93,9 @@ class _Seen:
         self.released: defaultdict[tuple[bytes, Parties], set[int]] = defaultdict(set)
         self.own: defaultdict[tuple[int, bytes], set[Parties]] = defaultdict(set)
         """(honest party, sid or group) → the sets it released for"""
-        self.starts: dict[bytes, tuple[Parties, bytes]] = {}
-        """ctx → contributors, root of their adverts"""
+        self.starts: dict[bytes, tuple[Parties, bool]] = {}
+        """ctx → contributors, whether the instance before was aborted"""
+        self.sids = {(instance.group, instance.seq): sid for sid, instance in known.items()}
         self.masked: defaultdict[tuple[bytes, int], set[bytes]] = defaultdict(set)
         """(sid, honest party) → the contexts under which it masked its vector"""
         self.chunks: dict[tuple[bytes, int, int], bytes] = {}
@@ -144,13 +147,19 @@ class _Seen:
         assert contributors is not None
         assert owners is not None
         ctx = names.context(sid, value.model, value.params, contributors, owners, value.root, pin)
-        self.starts[ctx] = contributors, value.root
+        self.starts[ctx] = contributors, value.prev is not None and value.prev[:1] == ["ABORT"]
 
     def _scatter(self, message: object, sid: bytes, party: int) -> None:
         ctx, chunk, digest = (getattr(message, name) for name in ("ctx", "chunk", "digest"))
         self.masked[sid, party].add(ctx)
         if len(self.masked[sid, party]) > 1 or self.chunks.setdefault((sid, party, chunk), digest) != digest:
             self.wrong.append(f"party {party} sent two masked vectors in {sid.hex()[:8]}")
+        if ctx in self.starts and self.starts[ctx][1]:
+            before = self.sids[self.known[sid].group, self.known[sid].seq - 1]
+            if len(self.released[before, frozenset()]) < self.profile.t:
+                self.wrong.append(
+                    f"party {party} masked its vector again before t released for nobody, {sid.hex()[:8]}"
+                )
 
     def _release(self, sid: bytes, party: int, survivors: Parties) -> None:
         instance = self.known[sid]

@@ -28,7 +28,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from fedpeer import codec
 from fedpeer.aggregation import names, slices, vectors, work
+from fedpeer.aggregation.evidence import PINNED
 from fedpeer.aggregation.messages import Signed, SumName, id_of
 from fedpeer.aggregation.names import Parties, Profile
 from fedpeer.aggregation.party import Party
@@ -207,6 +209,9 @@ class World:
         self.steps = 0
         self.asked: dict[SumName, Ask] = {}
         """as the first honest party asked"""
+        self.asked_at: dict[tuple[int, SumName], float] = {}
+        """(process, sum) → when it asked since its last start"""
+        self.ended_at: dict[tuple[int, SumName], float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._ids: dict[tuple[bytes, str], list[bytes]] = {}
@@ -289,7 +294,9 @@ class World:
         node.core = core = Party(setting, key, node.random, dict(tables["kept"]), tuple(tables["lost"]))
         self._add_all(node)
         for ask in tables["asks"].values():
-            core.ask(ask, self.now)
+            if self._may_ask(node, ask):
+                self.asked_at[node.number, ask.name] = self.now
+                core.ask(ask, self.now)
         for signed, to in tables["said"].values():
             self._publish(node, signed, to)
         node.missing = {}
@@ -431,6 +438,7 @@ class World:
             return
         self._point(node, "before an end")
         self._write(node, ("ends", ended.name, end))
+        self.ended_at[node.number, ended.name] = self.now
         self._perhaps_over = True
         self._point(node, "after an end")
         self._ask_next(node, self.rng.choice((0.0, 0.0, 1.0, 10.0)) * self.rng.random())
@@ -457,12 +465,18 @@ class World:
         ask = self._request(node, sum_)
         self._write(node, ("asks", sum_.name, ask))
         assert node.core is not None
+        self.asked_at[node.number, ask.name] = self.now
         node.core.ask(ask, self.now)
         if self.honest(node.party):
             first = self.asked.setdefault(sum_.name, ask)
             if first != ask:
                 raise Wrong(f"party {node.party} comes to {sum_.name} with another history than others")
         self._advance_soon(node)
+
+    def _may_ask(self, node: Node, ask: Ask) -> bool:
+        """A stage that failed with its sum does not ask again; one that goes on may, and is told the same."""
+        end = node.ends().get(ask.name)
+        return end is None or end.status == "SUM"
 
     def _request(self, node: Node, sum_: Sum) -> Ask:
         """What the daemon makes of a call of Peers.sum: the history so far, the group, the parameters."""
@@ -479,18 +493,20 @@ class World:
                 end = node.ends()[earlier.name]
                 history = names.history_after_sum(history, end.survivors, end.sum_hash)
         scope = b"" if sum_.kind == "data" else began
+        encoded = codec.encode([*sum_.name, sum_.kind, PINNED if sum_.pinned else "none"])
         return Ask(
             name=sum_.name,
             group=names.group_of(self.contract, scope),
             pinned=sum_.pinned,
             model=history,
             shared=hash_("fp.sim.shared", began),
-            params=names.params_hash(repr((sum_.name, sum_.kind, sum_.pinned)).encode()),
+            params=names.params_hash(encoded),
             d=sum_.d,
             used=sum_.d - PAD,
             w=W,
             bits=BITS,
             data=sum_.kind == "data",
+            encoded=encoded,
         )
 
     # messages
@@ -634,6 +650,8 @@ class World:
                 result: Any = item.digest in files or self._fetch(node, item.digest, (item.party,), item)
             case work.FetchTotal():
                 result = item.sum_hash in files or self._fetch(node, item.sum_hash, item.holders, item)
+            case work.Mask() if item.name in node.ends():
+                return  # the stage has ended, and its vector with it
             case _:
                 try:
                     result = work.perform(item, _Files(self, node), self._vector_for(node, item))
@@ -709,13 +727,22 @@ class World:
         return outcome
 
     def _check(self, sum_: Sum, here: list[Node]) -> Iterator[str]:
-        """One sum at all honest parties: exact, of enough contributors, everywhere the same."""
+        """One sum at all honest parties: exact, of enough contributors, and it ends alike everywhere.
+
+        One case of two ends is the protocol's: whose patience ran out (`STALL_S` after it asked) before any honest
+        party had the total has given up; the others, who asked later, may still get what it was part of, as if it had
+        gone away. Noise never is beside a total.
+        """
         ends = {node.party: end for node in here if (end := node.ends().get(sum_.name)) and end.status == "SUM"}
         if len({(end.survivors, end.sum_hash) for end in ends.values()}) > 1:
             yield f"{sum_.name}: parties have different totals: {ends}"
+        came = min((self.ended_at[party, sum_.name] for party in ends), default=math.inf)
         for node in here:
-            other = node.ends().get(sum_.name)
-            if other is not None and other.status != "SUM" and len(ends) >= self.profile.q:
+            other, place = node.ends().get(sum_.name), (node.number, sum_.name)
+            if other is None or other.status == "SUM" or not ends:
+                continue
+            patient = self.ended_at[place] >= self.asked_at[place] + STALL_S
+            if other.status == "NOISE" or not patient or self.ended_at[place] > came:
                 yield f"{sum_.name}: {other.status} at party {node.party}, though {sorted(ends)} have the total"
         for party, end in ends.items():
             if len(end.survivors) < self.profile.m_min:
