@@ -76,12 +76,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2000, help="so many seeds for each (default 2000)")
     chosen = parser.parse_args()
     console, missed = Console(), 0
-    for patch in sorted(PLANTED.glob("*.patch")):
+    patches = sorted(PLANTED.glob("*.patch"))
+    if unknown := sorted(set(chosen.names) - {patch.stem for patch in patches}):
+        parser.error(f"no patch is called {', '.join(unknown)}; there are {', '.join(patch.stem for patch in patches)}")
+    for patch in patches:
         if chosen.names and patch.stem not in chosen.names:
             continue
         started = time.monotonic()
         try:
-            how, style = found(patch, chosen.seeds), "green"
+            how, style = f"found: {found(patch, chosen.seeds)}", "green"
         except (AssertionError, subprocess.CalledProcessError) as error:
             how, style, missed = f"{error} {getattr(error, 'stdout', '') or ''}", "red", missed + 1
         console.print(f"{patch.stem} ({time.monotonic() - started:.0f} s): ", style=style, end="")

@@ -174,12 +174,18 @@ def job(view: dict[str, Any]) -> str:
 def protection(sums: dict[str, Any]) -> str:
     """What the secure sums of a stage protect, for who is about to sign."""
     n, pooling, away = len(sums["parties"]), sums["pooling"], sums["may_be_away"]
-    return (
+    text = (
         f"each one's values are hidden among those of at least {sums['hidden_among']} organizations, even if {pooling} "
         f"of the {n} {'tells' if pooling == 1 else 'tell'} others all it sees"
-        + ("" if sums["profile"] == "byz" else ", if all run unmodified software")
-        + (f"; {away} may be away" if away else "; the job waits when one is away")
     )
+    if sums["profile"] != "byz":
+        text += ", if all run unmodified software"
+    if not away:
+        return f"{text}; the job waits when one is away"
+    text += f"; {away} may be away"
+    if sums["of_data"]:
+        text += ", but who was in the first sum over the data alone is waited for in every other"
+    return text
 
 
 def left_out(sums: dict[str, Any]) -> dict[str, int]:

@@ -250,6 +250,8 @@ class Instance:
         if survivors and self.seat.pinned:
             self.seat.here.log.pins.setdefault(self.seat.group, survivors)
         self.seat.since("committed", now)
+        if survivors:
+            self.seat.here.away = frozenset(range(self.seat.n)) - survivors
         self.seat.note(step, "committed" if survivors else "aborted", survivors=survivors)
         if not self.seat.muted:
             self.unmasking.release(step, survivors, list(decided.signers))

@@ -146,7 +146,7 @@ class Here:
     convicted: set[int] = field(default_factory=set)
     debtors: set[int] = field(default_factory=set)
     away: Parties = frozenset()
-    """who was left out of the last START"""
+    """who was left out of the last START, or of the survivors"""
     took: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=5))
     """of the last sums that nobody was missing in: the bytes of a vector, the seconds until all were added up"""
     worked_s: dict[bytes, float] = field(default_factory=dict)

@@ -218,7 +218,7 @@ def sums_of(contract: Contract, entry: StageEntry, find: FindStage) -> Profile |
         raise ContractError(
             f"stage {entry.id!r}: {entry.run!r} makes secure sums, which take at least {least} participants; it has "
             f"{held}",
-            hint="a sum of two shows each the other's value",
+            hint="a sum of two shows each the other's value" if least == MIN_PARTIES else f"min_parties is {least}",
         )
     for tag, message in sums.items():
         if not fixedpoint.fits(held, message.bits):
@@ -467,7 +467,7 @@ def _check_sums(contract: Contract, known: Mapping[str, tuple[StageEntry, Stage]
             raise ContractError(
                 f"stages {summing[0].id!r} and {entry.id!r} make secure sums over different participants: the "
                 f"difference of two sums would tell the values of those who are in one only",
-                hint="the same participants take part in every stage with sums, or each set has a contract of its own",
+                hint="the same participants take part in every stage with sums",
             )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from fedpeer.errors import ContractError
 from fedpeer.jobs.contract import Contract, FindStage, StageEntry, sums_of
 from fedpeer.jobs.lifecycle import Event, State, step
+from fedpeer.stage import Sum
 
 
 class View(msgspec.Struct, kw_only=True):
@@ -43,6 +44,8 @@ class SumsView(View):
     """so many may pool what they see"""
     may_be_away: int
     """so many may be away, and sums go on"""
+    of_data: bool
+    """some are computed from the data alone: who is in the first of these is needed in all of them"""
     turn: int = -1
     """of the last sum; before the first -1"""
     survivors: list[str] = []
@@ -188,6 +191,7 @@ def _sums(contract: Contract, entry: StageEntry, find: FindStage) -> SumsView | 
                 hidden_among=of.m_min - of.t_c,
                 pooling=of.t_c,
                 may_be_away=of.n - of.m_min,
+                of_data=any(isinstance(m, Sum) and m.group == "data" for m in find(entry.run).messages.values()),
             )
     return None
 
