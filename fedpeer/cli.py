@@ -423,8 +423,9 @@ def job_wait(state: State, ref: str, timeout: float | None) -> int:
 @ref("job")
 @pass_state
 def job_logs(state: State, ref: str) -> None:
-    lines = state.client().call("job.logs", ref=ref)
-    state.show(lines, screen.logs(lines))
+    client = state.client()
+    view, lines = client.call("job.show", ref=ref), client.call("job.logs", ref=ref)
+    state.show(lines, screen.logs(lines, view))
 
 
 @job.command(name="cancel", help=asks("job.cancel"))

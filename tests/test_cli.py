@@ -111,7 +111,9 @@ class Peer:
             "dataset.add": DATASET, "dataset.list": [DATASET], "dataset.show": DATASET, "dataset.remove": None,
             "job.submit": job_view("proposed"), "job.list": [job_view()], "job.show": job_view(),
             "job.wait": job_view(),
-            "job.logs": [LogLine(time="t", event="sum", facts={"stage": "fit", "turn": 1})],
+            "job.logs": [
+                LogLine(time="t", event="sum", facts={"stage": "fit", "turn": 1, "survivors": ["fp1a", "fp1gone"]})
+            ],
             "job.cancel": job_view("cancelled"),
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
         }  # fmt: skip
@@ -264,6 +266,11 @@ def test_a_verb_asks_the_daemon_and_shows_the_answer(
         assert (envelope["v"], envelope["ok"]) == (1, True)
         assert name == "dataset.remove" or envelope["data"]
         monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+
+
+def test_the_log_names_who_is_in_a_sum(peer: Peer, run: Run) -> None:
+    assert run("job", "logs", "ab12")[1] == "t  sums over  stage=fit  turn=1  survivors=clinic, fp1gone\n"
+    assert json.loads(run("job", "logs", "ab12", "--json")[1])["data"][0]["facts"]["survivors"] == ["fp1a", "fp1gone"]
 
 
 def test_people_see_units_and_machines_raw_numbers(peer: Peer, run: Run) -> None:

@@ -237,8 +237,19 @@ def jobs(views: list[dict[str, Any]]) -> str:
     return table(["id", "name", "state", "", "created"], rows, empty="no jobs yet: fedpeer job submit CONTRACT.toml")
 
 
-def logs(lines: list[dict[str, Any]]) -> str:
-    return "\n".join(f"{line['time']}  {event({'event': line['event'], **line['facts']})}" for line in lines)
+def logs(lines: list[dict[str, Any]], view: dict[str, Any]) -> str:
+    """`view`: the job they are of."""
+    told = [(line["time"], {"event": line["event"], **line["facts"]}) for line in lines]
+    return "\n".join(
+        f"{time}  {_summed(message, view) if message['event'] == 'sum' else event(message)}" for time, message in told
+    )
+
+
+def _summed(message: dict[str, Any], view: dict[str, Any]) -> str:
+    """Who is in a sum, by name."""
+    name_of = {participant["peer"]: participant["name"] for participant in view["participants"]}
+    names = [name_of.get(peer, peer) for peer in message["survivors"]]
+    return event({**message, "event": "sums over", "step": "", "k": "", "survivors": names})
 
 
 def model(view: dict[str, Any]) -> str:
@@ -323,9 +334,7 @@ def _lines(events: Iterator[dict[str, Any]]) -> None:
             case "sum" if message["step"] == "total":
                 if seen.get(message["stage"]) != message["survivors"]:
                     seen[message["stage"]] = message["survivors"]
-                    name_of = {participant["peer"]: participant["name"] for participant in view["participants"]}
-                    names = [name_of.get(peer, peer) for peer in message["survivors"]]
-                    click.echo(event({**message, "event": "sums over", "step": "", "k": "", "survivors": names}))
+                    click.echo(_summed(message, view))
             case "sum":
                 if message["step"] in ("aborted", "noise"):
                     click.echo(event({**message, "survivors": "", "sid": ""}))
