@@ -161,6 +161,8 @@ class Node:
         self.sweeping = False
         self.pause = 1.0
         self.backup: dict[str, dict[Any, Any]] = {}
+        self.ahead_s = random.Random(f"{seed} clock {number}").uniform(0, 1200)
+        """so much its clock is ahead of the world's: no two agree"""
 
     @property
     def up(self) -> bool:
@@ -296,7 +298,7 @@ class World:
         for ask in tables["asks"].values():
             if self._may_ask(node, ask):
                 self.asked_at[node.number, ask.name] = self.now
-                core.ask(ask, self.now)
+                core.ask(ask, self.now + node.ahead_s)
         for signed, to in tables["said"].values():
             self._publish(node, signed, to)
         node.missing = {}
@@ -383,7 +385,7 @@ class World:
         node.due = False
         core = node.core
         assert core is not None
-        step = core.advance(self.now)
+        step = core.advance(self.now + node.ahead_s)
         if step.keep or step.say:
             self._point(node, "before a commit")
             self._write(
@@ -411,7 +413,7 @@ class World:
         wake = core.wake_at()
         if wake is not None and wake != node.wake:
             node.wake = wake
-            self.after_for(node, max(wake - self.now, 0.0) + 1e-3, lambda: self._advance_soon(node, 0.0))
+            self.after_for(node, max(wake - node.ahead_s - self.now, 0.0) + 1e-3, lambda: self._advance_soon(node, 0.0))
 
     def _clear(self, node: Node, step: Step) -> None:
         """What nobody needs any more goes away, at leisure."""
@@ -466,7 +468,7 @@ class World:
         self._write(node, ("asks", sum_.name, ask))
         assert node.core is not None
         self.asked_at[node.number, ask.name] = self.now
-        node.core.ask(ask, self.now)
+        node.core.ask(ask, self.now + node.ahead_s)
         if self.honest(node.party):
             first = self.asked.setdefault(sum_.name, ask)
             if first != ask:
