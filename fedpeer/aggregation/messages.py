@@ -14,7 +14,6 @@ Source: SA1, version 1, sections 3, 7 and 8.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
@@ -236,13 +235,15 @@ KINDS: Final[dict[str, tuple[type[Message], int]]] = {  # kind → its fields, t
 }
 
 
-@dataclass(frozen=True)
-class Signed:
+class Signed(msgspec.Struct, frozen=True, dict=True):
     """A message and the bytes that were signed. Made by `sign`, or by `parse`, which does not look at the signature."""
 
     message: Any
     body: bytes
     signature: bytes
+    kind: str
+    sender: int
+    sid: bytes
 
     @property
     def raw(self) -> bytes:
@@ -252,18 +253,6 @@ class Signed:
     def digest(self) -> bytes:
         """Names the message: 16 bytes over its body."""
         return hash_("fp.sa1.msg", self.body, size=16)
-
-    @cached_property
-    def kind(self) -> str:
-        return str(self.message.kind)
-
-    @cached_property
-    def sender(self) -> int:
-        return int(self.message.sender)
-
-    @cached_property
-    def sid(self) -> bytes:
-        return bytes(self.message.sid)
 
     def verify(self, public: bytes) -> None:
         """Raises TrustError unless the holder of this key said it."""
@@ -307,7 +296,7 @@ def parse(raw: Buffer) -> Signed:
         codec.decode(body)  # what is proposed may be anything that has one encoding
     if msgspec.msgpack.encode(message) != body:
         raise RemoteProtocolError(f"not the canonical encoding of a {kind}")
-    return Signed(message, body, signature)
+    return Signed(message, body, signature, kind, message.sender, message.sid)
 
 
 def value_of(stage: Stage, raw: list[Any]) -> StartValue | CommitValue | AbortValue:
