@@ -46,7 +46,8 @@ def step_by_step(raw: bytes) -> Signed:
     body = raw[:-64]
     match codec.decode(body):
         case [1, bytes(), str(kind), int(), *_] if kind in KINDS and len(body) <= KINDS[kind][1]:
-            return Signed(codec.decode_as(KINDS[kind][0], body), body, raw[-64:])
+            message = codec.decode_as(KINDS[kind][0], body)
+            return Signed(message, body, raw[-64:], kind, message.sender, message.sid)
     raise RemoteProtocolError("no message")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from sums_table import CONTRACT, LIAR, USED, Letter, Round, again
 
 from fedpeer import codec
@@ -84,7 +85,7 @@ def test_a_header_in_the_name_of_another_contributor_does_not_verify() -> None:
     forged = sign(mallory, bytes(32), "SCATTER", 0, bytes(32), 0, 3, bytes(32))
     with pytest.raises(TrustError):
         forged.verify(victim.public)
-    other_kind = replace(forged, signature=mallory.sign("SUM", forged.body, label=LABEL))
+    other_kind = structs.replace(forged, signature=mallory.sign("SUM", forged.body, label=LABEL))
     with pytest.raises(TrustError):
         other_kind.verify(mallory.public)
 
