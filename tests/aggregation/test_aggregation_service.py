@@ -574,6 +574,7 @@ async def sums_with_kills(home: Path, seed: int) -> tuple[int, int]:
     return kills, cuts
 
 
+@pytest.mark.system  # chaos
 @pytest.mark.parametrize("block", range(3))
 async def test_sums_are_exact_whoever_is_killed_and_whatever_is_cut(
     block: int, home: Path, seed: int, autojump_clock: Any

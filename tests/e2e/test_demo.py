@@ -174,6 +174,7 @@ def test_what_a_demo_cannot_do_is_refused_at_once(
     assert "usage: demo" in capsys.readouterr().err
 
 
+@pytest.mark.system  # five demos
 @pytest.mark.parametrize(
     ("number", "words", "code"), [(signal.SIGINT, "; training", 130), (signal.SIGTERM, "four daemons run", 143)]
 )
@@ -185,6 +186,7 @@ def test_an_interrupted_demo_leaves_nothing(folder: Path, number: int, words: st
     assert run.left == run.files == []
 
 
+@pytest.mark.system  # a demo
 def test_a_killed_demo_leaves_no_process(folder: Path) -> None:
     run = Run(folder, "--json")
     run.until("cards exchanged")

@@ -357,6 +357,7 @@ async def weather(seed: int, heard: Heard, *, directed: bool) -> Weather:
     return did
 
 
+@pytest.mark.system  # chaos
 @pytest.mark.parametrize("seeds", [range(n, n + 8) for n in range(0, 16, 8)], ids=lambda r: f"{r[0]} to {r[-1]}")
 async def test_everybody_ends_with_everything_whatever_was_cut_or_killed(
     seeds, heard, never_look, autojump_clock

@@ -29,6 +29,7 @@ def test_a_patch_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
         planted.plant(patch, tmp_path / "copy")
 
 
+@pytest.mark.system  # simulates a planted bug
 def test_a_bug_is_found_and_what_is_none_is_not(tmp_path: Path) -> None:
     assert "before enough parties released" in planted.found(planted.PLANTED / "b_before_the_gate.patch", 40)
     harmless = tmp_path / "harmless.patch"

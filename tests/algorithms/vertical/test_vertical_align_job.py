@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -65,6 +66,7 @@ def check(views: dict[str, JobView]) -> None:
     assert (values["columns"]["x"]["min"], values["columns"]["x"]["max"]) == (COMMON[0], COMMON[-1])
 
 
+@pytest.mark.system  # chaos
 async def test_an_alignment_feeds_a_later_stage_whatever_workers_and_daemons_die_meanwhile(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, seed: int
 ) -> None:
