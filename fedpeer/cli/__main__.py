@@ -1,0 +1,7 @@
+"""`python -m fedpeer.cli`"""
+
+import sys
+
+from fedpeer.cli import main
+
+sys.exit(main())
