@@ -100,6 +100,7 @@ class Store:
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA foreign_keys=ON")
             self._migrate(schemas)
+            self._checkpoint()
             _sync_folder(folder)
         except BaseException as error:
             self._connection.close()
@@ -208,6 +209,12 @@ class Store:
             raise
         except sqlite3.Error as error:
             raise StoreError(f"{self.folder}: {error}") from error
+
+    def _checkpoint(self) -> None:
+        """Write the whole log into the file, durably: while SQLite makes a database it is silent about failed syncs."""
+        (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StoreError(f"{self.folder} is in use by somebody else")
 
     def _migrate(self, schemas: Sequence[Schema]) -> None:
         self._connection.execute("CREATE TABLE IF NOT EXISTS schema (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")

@@ -1,0 +1,156 @@
+"""A whole job of three organizations, ended at its system calls: nothing that was told is lost, and it is finished.
+
+One process lives all three daemons (crash_lives.py), so what ends it is what a machine's end is. strace brings the end
+or the error at the chosen call; the points are every n-th of all calls that write, from a random first one (printed as
+the seed). FEDPEER_POINTS=all takes every one of them (an hour).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crash_lives import BURN, STORE_FAILED
+
+LEAST_CALLS = 2000
+"""A life makes more calls that write; fewer mean that it was not the life that is meant."""
+POINTS = 40
+MAKING = 3 * 40
+"""So many syncs, at most, does it take to make the three databases."""
+LIVES = Path(__file__).with_name("crash_lives.py")
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+
+class Lives:
+    """A server of lives under strace. `fault` is brought to the `at`-th call of this name, "" for none."""
+
+    def __init__(self, log: Path, call: str = "", fault: str = "", at: int = 0) -> None:
+        self._call, self._at = call, at
+        inject = ["-e", f"inject={call}:{fault}:when={at}"] if fault else []
+        self._process = subprocess.Popen(
+            ["strace", "-f", "-qq", "-e", f"trace={call or ','.join(BURN)}", *inject, "-o", log, sys.executable, LIVES],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def live(self, folder: Path, point: int = 0) -> tuple[int, list[list[Any]]]:
+        """One life, with the fault at its `point`-th call (0: none): how it ended, and what it told."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        asked = {"folder": str(folder), "call": self._call, "burn": self._at - point if point else 0}
+        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline())
+        return answer["status"], answer["told"]
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+@contextmanager
+def lives(folder: Path, call: str = "", fault: str = "", at: int = 0) -> Iterator[Lives]:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    server = Lives(folder / "strace", call, fault, at)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def count(folder: Path) -> Counter[str]:
+    """How many calls of each name a whole life makes."""
+    with lives(folder) as server:
+        status, told = server.live(fresh(folder / "counted"))
+    assert status == 0
+    assert all(said[2] == "done" for said in told if said[1] == "end")
+    made: dict[str, Counter[str]] = defaultdict(Counter)  # by process
+    for line in (folder / "strace").read_text().splitlines():
+        pid, call = line.split(maxsplit=1)
+        made[pid][call.partition("(")[0]] += 1
+    found = max(made.values(), key=Counter.total)
+    print("calls of one life:", dict(found))
+    assert found.total() > LEAST_CALLS
+    return found
+
+
+def chosen(total: int, points: int, seed: int) -> Sequence[int]:
+    """Every n-th call from one that the seed chooses."""
+    step = 1 if os.environ.get("FEDPEER_POINTS") == "all" else max(1, total // points)
+    return range(1 + seed * 7919 % step, total + 1, step)
+
+
+def check_the_next_life(told: list[list[Any]], status: int, after: list[list[Any]], where: str) -> None:
+    """What was told in the first life holds in the next one, and that one finishes the job, equal at all."""
+    assert status == 0, where
+    ends = {said[0]: said[2:] for said in after if said[1] == "end"}
+    assert {state for state, *_ in ends.values()} == {"done"}, (where, ends)
+    assert len({model for _, _, model, _ in ends.values()}) == 1, (where, ends)
+    again = [said for said in after if said[1] in ("dataset", "submitted")]
+    assert not [said for said in told if said in again], f"{where}: made again though it was told: {again}"
+    for name, event, *_ in told:
+        if event in ("agreed", "stage_done", "done"):
+            assert event in ends[name][3], f"{where}: {name} told {event}, and its log has lost it"
+
+
+def strike(folder: Path, faults: Mapping[str, str], ends: int, seed: int, points: int = POINTS) -> None:
+    """Lives that end by a fault (by the name of the call) with this wait status, and the lives after them."""
+    counted, struck, tried = count(folder), 0, 0
+    totals = {call: counted[call] for call in faults}
+    for call, fault in faults.items():
+        share = max(4, points * totals[call] // sum(totals.values()))
+        with lives(folder, call, fault, at=totals[call] + 1000) as faulty, lives(folder) as sound:
+            for point in chosen(totals[call], share, seed):
+                where = f"{call} number {point} of {totals[call]}, {fault}"
+                home = fresh(folder / "home")
+                status, told = faulty.live(home, point)
+                tried += 1
+                if status == 0:
+                    # No two lives make quite the same number of calls; and SQLite is silent about some errors while
+                    # it makes a database, when nothing was told yet that could be lost.
+                    making = call == "fdatasync" and point <= MAKING
+                    assert point > 0.9 * totals[call] or making, f"{where}: it did not strike"
+                else:
+                    assert status == ends, f"{where}: the life ended with {status}"
+                    struck += 1
+                check_the_next_life(told, *sound.live(home), where)
+    print(f"{struck} of {tried} lives struck; a life makes {sum(totals.values())} such calls")
+    assert struck >= 0.8 * tried
+    assert tried >= points
+
+
+def test_killed_at_any_call_that_writes_the_job_goes_on_and_nothing_told_is_lost(quick_path: Path, seed: int) -> None:
+    strike(quick_path, dict.fromkeys(BURN, "signal=KILL"), signal.SIGKILL, seed)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"fsync": "error=EIO", "fdatasync": "error=EIO"},
+        {"pwrite64": "error=EIO", "rename": "error=EIO"},
+        {"pwrite64": "error=ENOSPC"},
+        {"pwrite64": "retval=100"},
+    ],
+    ids=["sync-EIO", "write-EIO", "disk-full", "short-write"],
+)
+def test_a_disk_that_fails_ends_the_daemon_and_nothing_told_is_lost(
+    quick_path: Path, seed: int, faults: dict[str, str]
+) -> None:
+    strike(quick_path, faults, STORE_FAILED << 8, seed, points=10)
