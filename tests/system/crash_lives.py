@@ -172,6 +172,10 @@ def _outputs(view: JobView) -> str:
 def _rows(path: Path, number: int) -> Path:
     lines = [f"{number}-{i},{(7 * i + number) % 31}" for i in range(ROWS)]
     path.write_text("\n".join(["id,age", *lines]) + "\n")
+    for synced in (path, path.parent):  # the owner's table is not what a power cut may take
+        descriptor = os.open(synced, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
     return path
 
 
