@@ -174,7 +174,7 @@ def test_a_disk_that_fails_ends_the_daemon_and_nothing_told_is_lost(
 
 
 SHUTDOWN, WITHOUT_ITS_LOG = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
-CUTS = 10
+CUTS = 8
 
 
 def run(*command: str | Path) -> None:
@@ -204,8 +204,8 @@ def test_after_a_power_cut_everything_that_was_told_is_there(volume: Path, seed:
         begun = time.monotonic()
         assert server.live(fresh(volume / "home"))[0] == 0
         whole_s = time.monotonic() - begun
-        for number in range(CUTS):
-            home = fresh(volume / "home")
+        while cuts < CUTS:
+            home, begun = fresh(volume / "home"), time.monotonic()
             server.begin(home)
             time.sleep(chance.uniform(0, whole_s))
             pid = server.living
@@ -218,13 +218,14 @@ def test_after_a_power_cut_everything_that_was_told_is_there(volume: Path, seed:
             with suppress(ProcessLookupError):
                 if pid is not None:
                     os.kill(pid, signal.SIGKILL)
-                    cuts += 1
+            cuts += pid is not None
+            if pid is None:  # it had ended: this machine is faster now
+                whole_s = min(whole_s, 0.9 * (time.monotonic() - begun))
             _, told = server.end()
             image = volume.with_name("image")
             run("umount", volume)
             run("mount", "-o", "loop", image, volume)
             home.mkdir(exist_ok=True)  # it was made just now, and nobody had been told of it
-            check_the_next_life(told, *server.live(home), where=f"cut number {number} (told: {told})")
+            check_the_next_life(told, *server.live(home), where=f"cut number {cuts} (told: {told})")
     finally:
         server.close()
-    assert cuts >= CUTS // 2
