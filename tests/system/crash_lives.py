@@ -131,14 +131,12 @@ def live(folder: Path, call: str, burn: int, pipe: int) -> int:
 
 async def _live(folder: Path, tell: Callable[..., None]) -> None:
     async with federation(folder, NAMES, find=find) as peers:
-        for number, (name, peer) in enumerate(peers.items()):
+        for name, peer in peers.items():
             peer.daemon.events.subscribe(
                 lambda event, name=name: tell(name, event["event"]) if event["event"] in TOLD else None  # type: ignore[misc]
             )
-            if "rows" not in [view.name for view in await peer.daemon.catalog.list()]:
-                path = _rows(folder / f"{name}.csv", number)
-                await peer.daemon.catalog.add("rows", str(path), "id", None)
-                tell(name, "dataset")
+        for name in await add_rows(peers):
+            tell(name, "dataset")
         alice = peers["alice"].daemon
         if not await alice.jobs.list():
             await alice.jobs.submit(peers.contract(STAGES, name=JOB))
@@ -156,6 +154,17 @@ async def _live(folder: Path, tell: Callable[..., None]) -> None:
                 _outputs(view),
                 [line.event for line in await peers[name].daemon.jobs.logs(JOB)],
             )
+
+
+async def add_rows(peers: Federation) -> list[str]:
+    """Give those a table who have none; their names."""
+    given = []
+    for number, (name, peer) in enumerate(peers.items()):
+        if "rows" not in [view.name for view in await peer.daemon.catalog.list()]:
+            path = _rows(peers.folder / f"{name}.csv", number)
+            await peer.daemon.catalog.add("rows", str(path), "id", None)
+            given.append(name)
+    return given
 
 
 async def _id_of(peers: Federation, name: str) -> str:

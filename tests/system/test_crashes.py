@@ -24,7 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash_lives import BURN, STORE_FAILED
+import trio
+from crash_lives import BURN, NAMES, STAGES, STORE_FAILED, add_rows, find
+from trio.abc import Clock
+
+from fedpeer.errors import DiskFull
+from fedpeer.events import Event
+from fedpeer.testing.federation import Organization, federation
 
 LEAST_CALLS = 2000
 """A life makes more calls that write; fewer mean that it was not the life that is meant."""
@@ -229,3 +235,47 @@ def test_after_a_power_cut_everything_that_was_told_is_there(volume: Path, seed:
             check_the_next_life(told, *server.live(home), where=f"cut number {cuts} (told: {told})")
     finally:
         server.close()
+
+
+# a disk that is full
+
+
+async def test_on_a_full_disk_what_runs_goes_on_and_nothing_new_begins_until_there_is_room(
+    autojump_clock: Clock, volume: Path
+) -> None:
+    async with federation(volume, NAMES, find=find) as peers:
+        await add_rows(peers)
+        alice, junk, filled = peers["alice"].daemon, volume / "junk", trio.Event()
+        for peer in peers.values():
+            peer.daemon.store.reserve(4 << 20)
+
+        def fill(event: Event) -> None:
+            if event["event"] == "stage_started" and not filled.is_set():
+                filled.set()
+                with junk.open("wb", buffering=0) as file, suppress(OSError):
+                    while True:
+                        file.write(bytes(1 << 20))
+                with junk.open("ab", buffering=0) as file, suppress(OSError):
+                    while True:
+                        file.write(bytes(1 << 10))
+
+        alice.events.subscribe(fill)
+        job = await alice.jobs.submit(peers.contract(STAGES))
+        views = [await peer.daemon.jobs.wait(job.id) for peer in peers.values() if await heard(peer, job.id)]
+        assert [view.state for view in views] == ["done"] * 3, [view.error for view in views]
+        assert filled.is_set()
+        assert alice.store.scarce
+        with pytest.raises(DiskFull, match="Make room"):
+            await alice.jobs.submit(peers.contract(STAGES, name="another"))
+        assert [view.name for view in await alice.catalog.list()] == ["rows"]
+
+        junk.unlink()
+        await alice.catalog.remove("rows")  # any write
+        assert not alice.store.scarce
+
+
+async def heard(peer: Organization, job: str) -> bool:
+    """Wait until it knows the job."""
+    while job not in [view.id for view in await peer.daemon.jobs.list()]:
+        await trio.sleep(0.1)
+    return True
