@@ -32,6 +32,7 @@ from fedpeer.errors import (
     Ambiguous,
     Cancelled,
     ContractError,
+    DiskFull,
     Equivocation,
     FedpeerError,
     JobError,
@@ -127,7 +128,10 @@ class Jobs:
     # what an operator asks
 
     async def submit(self, text: str) -> JobView:
-        """Propose the contract of a TOML text to its participants. Raises ContractError naming what is wrong in it."""
+        """Propose the contract of a TOML text to its participants. Raises ContractError naming what is wrong in it,
+        DiskFull."""
+        if self._store.scarce:
+            raise DiskFull
         read = contract.parse(
             text,
             me=self._mesh.me,
@@ -196,6 +200,7 @@ class Jobs:
             "a peer is in it twice": len(set(read.peers)) < len(read.peers) or len(read.peer_of) < len(read.peers),
             "it expired": read.expires <= self._seconds(),
             "the initiator has too many jobs here": living >= MAX_PROPOSED,
+            "the disk is full": self._store.scarce,
         }
         if any(wrong.values()):
             reason = next(reason for reason, holds in wrong.items() if holds)
