@@ -18,6 +18,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ import trio
 from fedpeer import codec, stage
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.crypto import random_bytes
-from fedpeer.data.catalog import Catalog
+from fedpeer.data.catalog import Catalog, Snapshot
 from fedpeer.errors import (
     Ambiguous,
     Cancelled,
@@ -41,7 +42,10 @@ from fedpeer.errors import (
     StoreError,
 )
 from fedpeer.events import Events
+from fedpeer.governance import policy
+from fedpeer.governance.decision import decide
 from fedpeer.jobs import archive, checkpoint, contract, lifecycle
+from fedpeer.jobs.answer import asking, gathering
 from fedpeer.jobs.answer.service import Answers, Refused
 from fedpeer.jobs.contract import Contract
 from fedpeer.jobs.execution import StartWorker
@@ -50,7 +54,7 @@ from fedpeer.jobs.job.service import Job, seconds_of, time_of
 from fedpeer.jobs.lifecycle import Done
 from fedpeer.jobs.models.service import Models
 from fedpeer.jobs.stages.service import Stages
-from fedpeer.jobs.views import JobView, LogLine
+from fedpeer.jobs.views import DecisionView, FindingView, JobView, LogLine
 from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.records import Record
 from fedpeer.mesh.service import Mesh
@@ -87,6 +91,7 @@ class Jobs:
     ) -> None:
         self._connections, self._roster = connections, connections.roster
         self._mesh, self._aggregation, self._store = mesh, aggregation, store
+        self._catalog, self._run_in_thread = catalog, run_in_thread
         self._log, self._now, self._stage = log, now, find
         self._make = partial(
             Job, connections=connections, mesh=mesh, store=store, find=find, events=events, log=log, now=now
@@ -128,19 +133,38 @@ class Jobs:
 
     async def submit(self, text: str) -> JobView:
         """Propose the contract of a TOML text to its participants. Raises ContractError naming what is wrong in it."""
-        read = contract.parse(
-            text,
-            me=self._mesh.me,
-            resolve=self._roster.resolve,
-            find=self._stage,
-            now=self._seconds(),
-            nonce=random_bytes(contract.NONCE_BYTES),
-        )
-        try:
-            await self._answers.check(read)
-        except Refused as refused:
-            raise refused.error from None
+        read = await self._written(text)
         return (await self._add(codec.encode(read), read)).seen()
+
+    async def test_policy(self, text: str) -> DecisionView:
+        """What this peer's policy says to the contract of a TOML text, and why. Nothing is sent, kept or counted.
+
+        Raises ContractError naming what is wrong in it, DataError for data that cannot be read.
+        """
+        read = await self._written(text)
+        names = sorted(set(read.datasets(read.alias_of[self._mesh.me]).values()))
+        snapshots: dict[str, Snapshot] = {}
+        try:
+            async with self._files.keeping:
+                for name in names:
+                    snapshots[name] = await self._catalog.snapshot(name)
+                rules = await self._store.read(policy.current)
+                facts = await gathering.gather(
+                    read,
+                    contract.contract_id(codec.encode(read)),
+                    rules,
+                    snapshots,
+                    store=self._store,
+                    run_in_thread=self._run_in_thread,
+                    name_of=self._roster.name_of,
+                    now=self._now(),
+                )
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._files.remove_unneeded([snapshot.version for snapshot in snapshots.values()])
+        decided = decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
+        findings = [FindingView(**asdict(finding)) for finding in decided.findings]
+        return DecisionView(verdict=decided.verdict, findings=findings)
 
     async def list(self) -> JobViews:
         """Every job, oldest first."""
@@ -174,6 +198,22 @@ class Jobs:
         return job.seen()
 
     # a job begins
+
+    async def _written(self, text: str) -> Contract:
+        """The contract of a TOML text, which this peer could take part in. Raises ContractError."""
+        read = contract.parse(
+            text,
+            me=self._mesh.me,
+            resolve=self._roster.resolve,
+            find=self._stage,
+            now=self._seconds(),
+            nonce=random_bytes(contract.NONCE_BYTES),
+        )
+        try:
+            await self._answers.check(read)
+        except Refused as refused:
+            raise refused.error from None
+        return read
 
     async def _proposed(self, record: Record) -> None:
         """A peer of the roster sent a contract that is not known here."""
