@@ -106,7 +106,8 @@ async def run(peers: Peers, params: Align, table: Table) -> dict[str, Any]:
 
     What each learns is said with the messages, for participants that follow the protocol. One that does not can ask
     about ids that it made up, at most `max_ids` in a run, and can spoil the result; of ids that it does not submit it
-    learns nothing either. `max_ids` makes that fewer. `min_intersection` ends the stage after the guest knows the common ids, and before the hosts do.
+    learns nothing either. `min_intersection` ends the stage after the guest knows the common ids, and before the hosts
+    do.
     With several hosts the guest intersects with each of them by itself: a protocol that tells it the intersection of
     all and no pairwise one is to come.
 
