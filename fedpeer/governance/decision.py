@@ -147,19 +147,28 @@ def decide(policy: Policy, ask: Ask) -> Decision:
     findings = list(_of_the_contract(policy, ask))
     answers: list[Do] = [] if ask.stages else [policy.approve]
     for stage in ask.stages:
-        number, rule = deciding(policy, ask, stage)
-        bounds = bounds_of(policy, ask, stage)
-        findings += _of_a_stage(policy, bounds, ask, stage)
-        do = rule.do if rule else policy.approve
-        answers.append(do)
-        said = {"auto": "allows it", "ask": "has the operator asked", "refuse": "refuses it"}[do]
-        where = f"rule {number}" if rule else "approve"
-        findings.append(Finding(where, stage.id, do != "refuse", f"{where} {said}"))
+        findings += check_stage(policy, ask, stage)
+        _, rule = deciding(policy, ask, stage)
+        answers.append(rule.do if rule else policy.approve)
     if not ask.stages:
         findings.append(Finding("approve", "", policy.approve != "refuse", "no stage has a part for this peer"))
     if not all(finding.holds for finding in findings):
         return Decision("refused", tuple(findings))
     return Decision("ask" if "ask" in answers else "auto", tuple(findings))
+
+
+def check_stage(policy: Policy, ask: Ask, stage: StageAsk) -> tuple[Finding, ...]:
+    """Every bound of one stage, and the rule that decides about it; asking the operator holds."""
+    number, rule = deciding(policy, ask, stage)
+    do, where = (rule.do, f"rule {number}") if rule else (policy.approve, "approve")
+    said = {"auto": "allows it", "ask": "has the operator asked", "refuse": "refuses it"}[do]
+    decided = Finding(where, stage.id, do != "refuse", f"{where} {said}")
+    return (*_of_a_stage(policy, bounds_of(policy, ask, stage), ask, stage), decided)
+
+
+def widest_cell(policy: Policy) -> int:
+    """The largest min_cell that any stage may have: earlier answers further off than that need not be looked for."""
+    return max([policy.min_cell, *(rule.min_cell for rule in policy.rule if rule.min_cell is not None)])
 
 
 # rules

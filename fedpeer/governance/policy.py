@@ -307,9 +307,14 @@ def current(tx: Transaction) -> Policy:
         ) from None
 
 
-def keep(tx: Transaction, text: str, uid: int, time: str) -> Kept:
-    """From now on this text counts. Raises ConfigError, and nothing changes."""
+def keep(tx: Transaction, text: str, uid: int, time: str, after: int | None = None) -> Kept:
+    """From now on this text counts. `after`: the number of the text that it was made from, if it was.
+
+    Raises ConfigError, and nothing changes, for a text that is no policy, and if another was set meanwhile.
+    """
     parse(text)
+    if after is not None and (latest := kept(tx)).number != after:
+        raise ConfigError(f"the policy was changed meanwhile, by uid {latest.uid}", hint="fedpeer policy show")
     tx.execute("INSERT INTO policy (text, uid, time) VALUES (?, ?, ?)", (text, uid, time))
     return kept(tx)
 

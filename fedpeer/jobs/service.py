@@ -19,6 +19,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar
@@ -55,7 +56,7 @@ from fedpeer.jobs.job.service import Job, seconds_of, time_of
 from fedpeer.jobs.lifecycle import Done
 from fedpeer.jobs.models.service import Models
 from fedpeer.jobs.stages.service import Stages
-from fedpeer.jobs.views import JobView, LogLine
+from fedpeer.jobs.views import DecisionView, FindingView, JobView, LogLine
 from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.records import Record
 from fedpeer.mesh.service import Mesh
@@ -147,20 +148,18 @@ class Jobs:
 
         Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it.
         """
-        read = contract.parse(
-            text,
-            me=self._mesh.me,
-            resolve=self._roster.resolve,
-            find=self._stage,
-            now=self._seconds(),
-            nonce=random_bytes(contract.NONCE_BYTES),
-        )
-        try:
-            await self._answers.check(read)
-        except Refused as refused:
-            raise refused.error from None
+        read = await self._written(text)
         await self._answers.check_policy(read)
         return (await self._add(codec.encode(read), read, by)).seen()
+
+    async def test_policy(self, text: str) -> DecisionView:
+        """What this peer's policy says to the contract of a TOML text, and why. Nothing is sent, kept or counted.
+
+        Raises ContractError naming what is wrong in it, DataError for data that cannot be read.
+        """
+        decided = await self._answers.would_be(await self._written(text))
+        findings = [FindingView(**asdict(finding)) for finding in decided.findings]
+        return DecisionView(verdict=decided.verdict, findings=findings)
 
     async def list(self) -> JobViews:
         """Every job, oldest first."""
@@ -194,6 +193,22 @@ class Jobs:
         return job.seen()
 
     # a job begins
+
+    async def _written(self, text: str) -> Contract:
+        """The contract of a TOML text, which this peer could take part in. Raises ContractError."""
+        read = contract.parse(
+            text,
+            me=self._mesh.me,
+            resolve=self._roster.resolve,
+            find=self._stage,
+            now=self._seconds(),
+            nonce=random_bytes(contract.NONCE_BYTES),
+        )
+        try:
+            await self._answers.check(read)
+        except Refused as refused:
+            raise refused.error from None
+        return read
 
     async def _proposed(self, record: Record) -> None:
         """A peer of the roster sent a contract that is not known here."""

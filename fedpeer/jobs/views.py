@@ -147,6 +147,14 @@ class FindingView(View):
     text: str
 
 
+class DecisionView(View):
+    """What the policy says to a contract, and every bound of it."""
+
+    verdict: str
+    """refused | ask | auto"""
+    findings: list[FindingView]
+
+
 class ReadView(View):
     """What a stage reads of a dataset of this peer, directly or through earlier stages."""
 

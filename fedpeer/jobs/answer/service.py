@@ -28,7 +28,7 @@ from fedpeer.data.catalog import Catalog, Snapshot
 from fedpeer.errors import ContractError, DataError, FedpeerError, NotFound, PolicyError
 from fedpeer.governance import approvals, policy
 from fedpeer.governance.approvals import APPROVED, ASKING, REFUSED, Asked, Data
-from fedpeer.governance.decision import decide
+from fedpeer.governance.decision import Decision, decide
 from fedpeer.governance.policy import Policy
 from fedpeer.jobs import archive, contract, lifecycle
 from fedpeer.jobs.answer import asking, gathering
@@ -137,6 +137,24 @@ class Answers:
         if decision.verdict == "refused":
             raise PolicyError(f"your own policy refuses it: {decision.reason}", hint="fedpeer policy show")
 
+    async def would_be(self, read: Contract) -> Decision:
+        """What the policy says to a contract that nobody proposed yet, from the data as it is now. Nothing is kept.
+
+        Raises PolicyError, DataError. `read` has been checked.
+        """
+        data: list[Data] = []
+        try:
+            async with self._files.keeping:
+                for name in sorted(set(read.datasets(read.alias_of[self._mesh.me]).values())):
+                    snapshot = await self._catalog.snapshot(name)
+                    data.append(_data(name, snapshot))
+                rules = await self._store.read(policy.current)
+                facts = await self.facts(read, contract.contract_id(codec.encode(read)), data, rules)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._files.remove_unneeded([item.version for item in data])
+        return decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
+
     # how a contract is asked about
 
     async def _ask(self, job: Job) -> Asked:
@@ -226,7 +244,7 @@ class Answers:
                 snapshot = await self._catalog.snapshot(name)
             except (DataError, NotFound) as error:
                 raise Refused("data", error) from None
-            data.append(Data(name, snapshot.version, snapshot.rows, snapshot.columns, snapshot.id, snapshot.label))
+            data.append(_data(name, snapshot))
             columns = [(column, kind) for column, kind in snapshot.columns if column != snapshot.id]
             said.append(
                 lifecycle.brought(name, snapshot.version, job.salt, columns, snapshot.label or "", told=name in told)
@@ -252,6 +270,10 @@ class Answers:
 
     def _seconds(self) -> int:
         return seconds_of(self._now())
+
+
+def _data(name: str, snapshot: Snapshot) -> Data:
+    return Data(name, snapshot.version, snapshot.rows, snapshot.columns, snapshot.id, snapshot.label)
 
 
 def _refusal(asked: Asked) -> PolicyError:
