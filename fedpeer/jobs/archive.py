@@ -106,6 +106,12 @@ def all_jobs(tx: Transaction) -> list[Kept]:
     ]
 
 
+def body(tx: Transaction, contract: bytes) -> bytes | None:
+    """The canonical contract of a job; None if it is not here any more."""
+    row = tx.one("SELECT body FROM job WHERE contract = ?", (contract,))
+    return None if row is None else bytes(row[0])
+
+
 def since(tx: Transaction, moment: str, before: bytes) -> list[bytes]:
     """The bodies of the contracts that came after a moment and before this one, which may be not here yet."""
     rows = tx.all(

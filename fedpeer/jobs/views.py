@@ -148,7 +148,7 @@ class FindingView(View):
 
 
 class DecisionView(View):
-    """What the policy says to a contract."""
+    """What the policy says to a contract, and every bound of it."""
 
     verdict: str
     """refused | ask | auto"""

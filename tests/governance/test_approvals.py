@@ -26,7 +26,7 @@ NOW = 1_800_000_000
 def asked(contract: bytes = JOB, **more: Any) -> Asked:
     told: dict[str, Any] = {
         "contract": contract, "initiator": "fp1bank", "form": b"f" * 32, "epsilon": 0.5, "data": [ROWS],
-        "time": NOW, "state": ASKING, "needs": 1, "answer": b"yes",
+        "time": NOW, "until": NOW + 3600, "state": ASKING, "needs": 1, "answer": b"yes",
     }  # fmt: skip
     return Asked(**(told | more))
 
@@ -130,13 +130,11 @@ def test_the_policys_refusal_is_no_operators_to_lift(store: Store) -> None:
     assert ask(store, asked(NEXT, state=REFUSED, needs=0)).state == REFUSED
 
 
-def test_the_initiators_jobs_of_the_last_day_are_counted(store: Store) -> None:
-    for number in range(3):
-        ask(store, asked(bytes([number]) * 32, time=NOW + number))
-    ask(store, asked(initiator="fp1other"))
-    assert store.write_now(lambda tx: approvals.jobs_since(tx, "fp1bank", NOW)) == 2
-    store.write_now(lambda tx: approvals.forget(tx, bytes([2]) * 32))
-    assert store.write_now(lambda tx: approvals.jobs_since(tx, "fp1bank", NOW)) == 1
+def test_what_is_forgotten_leaves_nothing_but_standing_approvals(store: Store) -> None:
+    approved_always(store)
+    store.write_now(lambda tx: approvals.forget(tx, JOB))
+    assert store.write_now(lambda tx: (approvals.find(tx, JOB), approvals.approvals(tx, JOB))) == (None, [])
+    assert len(standing(store)) == 1
 
 
 def test_the_last_approved_job_of_an_initiator(store: Store) -> None:
