@@ -139,6 +139,7 @@ def job(view: dict[str, Any]) -> str:
                 ("state", view["state"] + waiting),
                 ("created", view["created"]),
                 ("finished", view["finished"]),
+                ("asks", _asks(view)),
                 ("error", f"{error['message']} ({error['code']})" if error else ""),
                 ("hint", error["hint"] if error else ""),
             ]
@@ -169,6 +170,14 @@ def job(view: dict[str, Any]) -> str:
     if told := [pair for stage in view["stages"] for pair in _sums(stage, _names(view))]:
         lines.insert(3, facts(told))
     return "\n\n".join(lines)
+
+
+def _asks(view: dict[str, Any]) -> str:
+    asks = view.get("asks")
+    if not asks:
+        return ""
+    so_far = f"{len(asks['approved'])} of {asks['needs']} approved it, " if asks["needs"] > 1 else ""
+    return f"your approval until {asks['until']}: {so_far}fedpeer job approve {view['id'][:SHORT]}"
 
 
 def protection(sums: dict[str, Any]) -> str:
@@ -250,6 +259,23 @@ def _summed(message: dict[str, Any], view: dict[str, Any]) -> str:
     name_of = {participant["peer"]: participant["name"] for participant in view["participants"]}
     names = [name_of.get(peer, peer) for peer in message["survivors"]]
     return event({**message, "event": "sums over", "step": "", "k": "", "survivors": names})
+
+
+def lines(text: str) -> str:
+    """A text of several lines, without control characters."""
+    return "\n".join(map(clean, text.splitlines()))
+
+
+VERDICTS = {"refused": "refused", "ask": "the operator is asked", "auto": "allowed"}
+
+
+def decision(view: dict[str, Any]) -> str:
+    """What the policy says to a contract: every bound with its figures, and the verdict."""
+    rows = [
+        ("holds" if finding["holds"] else "FAILS", finding["stage"] or "-", finding["rule"], finding["text"])
+        for finding in view["findings"]
+    ]
+    return table(("", "stage", "rule", "why"), rows, empty="") + f"\n\n{VERDICTS[view['verdict']]}"
 
 
 def model(view: dict[str, Any]) -> str:
