@@ -113,6 +113,12 @@ class GateClosed(PolicyError):
     code = "gate"
 
 
+class BudgetSpent(PolicyError):
+    """The privacy budget of a dataset does not allow it. Nothing was sent; it grows again as a year passes."""
+
+    code = "budget"
+
+
 class JobError(FedpeerError):
     """A job did not end with a result."""
 
