@@ -97,6 +97,17 @@ class Equivocation(TrustError):
     code = "equivocation"
 
 
+class AuditBroken(TrustError):
+    """The audit log is not what it was. Keep it and its store as they are, and ask the partners what they co-signed."""
+
+    code = "audit"
+
+    def __init__(self, message: str = "", *, hint: str = "", peer: str = "", number: int = 0) -> None:
+        super().__init__(message, hint=hint, peer=peer)
+        self.number = number
+        """the first entry that is wrong or missing, or may be"""
+
+
 # jobs
 
 
