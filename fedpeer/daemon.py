@@ -30,6 +30,7 @@ from fedpeer.aggregation.service import Aggregation
 from fedpeer.config import Config
 from fedpeer.data.catalog import Catalog
 from fedpeer.events import Events
+from fedpeer.governance import audit, budget, policy
 from fedpeer.identity import Identity, load_key_file
 from fedpeer.jobs.contract import FindStage
 from fedpeer.jobs.execution import StartWorker
@@ -76,6 +77,7 @@ class Daemon:
         self.events = Events()
         self.log = structlog.get_logger()
         schemas = [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
+        schemas += [policy.SCHEMA, audit.SCHEMA, budget.SCHEMA]
         self.store = Store(config.state, schemas, run_store)
         self.store.sweep(schemas)
         self.connections = Connections(

@@ -22,10 +22,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
 from fedpeer.errors import BudgetSpent
+from fedpeer.governance import audit
+from fedpeer.governance.policy import Budget
 from fedpeer.store import Schema, Transaction
 
 YEAR_S: Final = 365 * 24 * 3600
@@ -33,6 +36,8 @@ EPSILON_UNITS: Final = 10**6
 """of epsilon in 1"""
 DELTA_UNITS: Final = 10**15
 ROWS_PER_DELTA: Final = 10
+CHARGED: Final = "charged"
+"""The event of a charge in the audit; its facts have the same whole units."""
 
 SCHEMA = Schema(
     "budget",
@@ -75,15 +80,6 @@ class Privacy:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What may be spent."""
-
-    epsilon: float = 3.0
-    """of a dataset and a partner in a year"""
-    per_job: float = 1.0
-
-
-@dataclass(frozen=True)
 class Charge:
     """What one stage tells one partner about one dataset of `rows` rows."""
 
@@ -109,48 +105,57 @@ class Charged:
     event: str
 
 
-def charge(tx: Transaction, wanted: Iterable[Charge], limits: Limits, now: int) -> list[Charge]:
-    """Write what is not written yet; that is returned. Raises BudgetSpent, and then nothing may be committed."""
+def charge(tx: Transaction, wanted: Iterable[Charge], limits: Budget, time: str) -> list[Charge]:
+    """Write what is not written yet, with its entry in the audit; that is returned. `time`: ISO 8601 with a zone.
+
+    Raises BudgetSpent: then nothing of the transaction may be committed.
+    """
+    now = _seconds(time)
     new = affordable(tx, wanted, limits, now)
-    tx.executemany(
-        "INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [(c.contract, c.stage, c.dataset, c.partner, c.cost.epsilon, c.cost.delta, now, c.event) for c in new],
-    )
+    for c in new:
+        row = (c.contract, c.stage, c.dataset, c.partner, c.cost.epsilon, c.cost.delta, now, c.event)
+        tx.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        facts = {"stage": c.stage, "dataset": c.dataset, "partner": c.partner}
+        audit.append(tx, time, CHARGED, c.contract, {**facts, "epsilon": c.cost.epsilon, "delta": c.cost.delta})
     return new
 
 
-def affordable(tx: Transaction, wanted: Iterable[Charge], limits: Limits, now: int) -> list[Charge]:
+def affordable(tx: Transaction, wanted: Iterable[Charge], limits: Budget, now: int) -> list[Charge]:
     """Those of `wanted` that are not written yet, if all of them can be paid together. Raises BudgetSpent.
 
     What can be paid now may be spent later by another job: this is for telling people early, `charge` is what counts.
     """
     new = [c for c in wanted if not _is_written(tx, c)]
+    per_year, per_job = _most(limits.epsilon, EPSILON_UNITS), _most(limits.per_job, EPSILON_UNITS)
     year: dict[tuple[str, str], Privacy] = {}
     job: dict[tuple[bytes, str, str], Privacy] = {}
     for c in new:
         pair, this = (c.dataset, c.partner), (c.contract, c.dataset, c.partner)
         year[pair] = year.get(pair, spent(tx, *pair, since=now - YEAR_S)) + c.cost
         job[this] = job.get(this, _spent_in(tx, *this)) + c.cost
-        most = Privacy(_units(limits.epsilon, EPSILON_UNITS), DELTA_UNITS // (ROWS_PER_DELTA * max(c.rows, 1)))
-        wrong = {
-            f"a job may cost ε = {limits.per_job:g}": job[this].epsilon > _units(limits.per_job, EPSILON_UNITS),
-            f"a year may cost ε = {limits.epsilon:g}": year[pair].epsilon > most.epsilon,
-            f"a year may cost δ = 1 / ({ROWS_PER_DELTA} · {c.rows} rows)": year[pair].delta > most.delta,
-        }
-        for rule, broken in wrong.items():
-            if broken:
+        delta = DELTA_UNITS / (ROWS_PER_DELTA * max(c.rows, 1))
+        for total, holds, most in (
+            (job[this], job[this].epsilon <= per_job, f"in this job; the most is ε = {limits.per_job:g}"),
+            (year[pair], year[pair].epsilon <= per_year, f"in a year; the most is ε = {limits.epsilon:g}"),
+            (
+                year[pair],
+                year[pair].delta <= delta,
+                f"in a year; the most is δ = 1 / ({ROWS_PER_DELTA} · {c.rows} rows)",
+            ),
+        ):
+            if not holds:
                 raise BudgetSpent(
-                    f"stage {c.stage!r} costs {c.cost} of the dataset {c.dataset!r}, which would make {job[this]} in "
-                    f"this job and {year[pair]} in a year for partner {c.partner}; {rule}",
+                    f"stage {c.stage!r} costs {c.cost} of the dataset {c.dataset!r}: with it, {c.partner} would have "
+                    f"{total} {most}",
                     hint=f"fedpeer budget show {c.dataset}",
                 )
     return new
 
 
 def spent(tx: Transaction, dataset: str, partner: str, since: int) -> Privacy:
-    """What was charged after `since`; also what a clock that was ahead dated later than now."""
-    query = "SELECT coalesce(sum(epsilon), 0), coalesce(sum(delta), 0) FROM charge WHERE dataset = ? AND partner = ?"
-    return Privacy(*tx.one(f"{query} AND time > ?", (dataset, partner, since)))
+    """What was charged after `since` (seconds since 1970); also what a clock that was ahead dated later than now."""
+    query = f"{_SUM} WHERE dataset = ? AND partner = ? AND time > ?"
+    return Privacy(*tx.one(query, (dataset, partner, since)))
 
 
 def all_charges(tx: Transaction, dataset: str | None = None) -> list[Charged]:
@@ -172,10 +177,22 @@ def _is_written(tx: Transaction, c: Charge) -> bool:
 
 
 def _spent_in(tx: Transaction, contract: bytes, dataset: str, partner: str) -> Privacy:
-    query = "SELECT coalesce(sum(epsilon), 0), coalesce(sum(delta), 0) FROM charge"
-    return Privacy(*tx.one(f"{query} WHERE contract = ? AND dataset = ? AND partner = ?", (contract, dataset, partner)))
+    query = f"{_SUM} WHERE contract = ? AND dataset = ? AND partner = ?"
+    return Privacy(*tx.one(query, (contract, dataset, partner)))
+
+
+_SUM: Final = "SELECT coalesce(sum(epsilon), 0), coalesce(sum(delta), 0) FROM charge"
 
 
 def _units(amount: float, units: int) -> int:
-    """Of the decimal number that people see, not of the binary one beside it."""
+    """Rounded up, of the decimal number that people see, not of the binary one beside it."""
     return math.ceil(Decimal(repr(amount)) * units)
+
+
+def _most(amount: float, units: int) -> float:
+    """A limit, rounded down; infinite for none."""
+    return amount if math.isinf(amount) else math.floor(Decimal(repr(amount)) * units)
+
+
+def _seconds(time: str) -> int:
+    return int(datetime.fromisoformat(time).timestamp())

@@ -102,7 +102,7 @@ def feeding(read: Contract, entry: StageEntry, alias: str, find: FindStage) -> s
 
 def _dataset(name: str, facts: DatasetFacts, run: str, params: Params) -> DatasetAsk:
     named = getattr(params, "columns", None)
-    columns = tuple(named) if isinstance(named, list | tuple) and named else facts.columns
+    columns = tuple(named) if isinstance(named, list | tuple | dict) and named else facts.columns
     return DatasetAsk(
         name,
         facts.version,

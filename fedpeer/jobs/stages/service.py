@@ -18,7 +18,8 @@ from fedpeer import artifact
 from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.errors import JobError
-from fedpeer.jobs import archive, checkpoint, contract
+from fedpeer.governance import budget, policy
+from fedpeer.jobs import archive, checkpoint, contract, costs
 from fedpeer.jobs.contract import StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker
 from fedpeer.jobs.files.service import Files
@@ -51,8 +52,13 @@ class Stages:
             return
         declared = self._stage(entry.run)
         if next(view for view in job.view.stages if view.id == entry.id).state == "waiting":
-            await job.write(lambda tx: None, ("stage_started", {"stage": entry.id}))
+            due = await self._costs(job, entry)
+            await job.write(
+                lambda tx: budget.charge(tx, due, policy.current(tx).budget, job.time()),
+                ("stage_started", {"stage": entry.id}),
+            )
         role_of, peer_of = entry.role_of, job.contract.peer_of
+        profile = contract.sums_of(job.contract, entry, self._stage)
         execution = Execution(
             job.id,
             entry.id,
@@ -73,10 +79,24 @@ class Stages:
             say=lambda event, **facts: job.say(event, facts),
             restarts=job.contract.rules.restarts,
             run_in_thread=self._run_in_thread,
+            honest=profile.honest if profile else 1,
         )
         job.execution = execution
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
+
+    async def _costs(self, job: Job, entry: StageEntry) -> Sequence[budget.Charge]:
+        """What the stage tells its other participants of the own datasets, for the budget."""
+        pinned = await self._store.read(lambda tx: archive.snapshots(tx, job.id))
+        version_of = {name: pinned[place] for place, name in job.contract.datasets(job.view.me).items()}
+
+        def count() -> list[budget.Charge]:
+            def rows_of(name: str) -> int:
+                return artifact.count_rows(self._store.path_of(version_of[name]))
+
+            return costs.of_stage(job.id, job.contract, entry, job.view.me, self._stage, rows_of)
+
+        return await self._run_in_thread(count)
 
     async def _inputs(self, job: Job, entry: StageEntry, declared: Stage) -> Sequence[tuple[str, str, Path]]:
         pinned = await self._store.read(lambda tx: archive.snapshots(tx, job.id))
