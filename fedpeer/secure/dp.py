@@ -23,6 +23,7 @@ Discrete Gaussian Mechanism, 2021 (sums of them). OpenDP has the sampler, dp-acc
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ MOST: Final = 10**9
 """thousandths: no multiplier is larger"""
 
 
+@functools.cache
 def multiplier(epsilon: float, delta: float) -> int:
     """The least noise, sigma / sensitivity in thousandths, with which one sum is (epsilon, delta) private."""
     low, high = 0, MOST  # `low` is too little

@@ -239,6 +239,8 @@ def _estimates(sums: npt.NDArray[np.float64], low: float, high: float, error: fl
 
 
 def is_numeric(table: Table, name: str) -> bool:
+    if name not in table.data.column_names:
+        raise DataError(f"the table has no column {name!r}")
     kind = table.data.schema.field(name).type
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
