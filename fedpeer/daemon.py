@@ -30,7 +30,7 @@ from fedpeer.aggregation.service import Aggregation
 from fedpeer.config import Config
 from fedpeer.data.catalog import Catalog
 from fedpeer.events import Events
-from fedpeer.governance import audit, budget, policy
+from fedpeer.governance import answered, audit, budget, policy
 from fedpeer.identity import Identity, load_key_file
 from fedpeer.jobs.contract import FindStage
 from fedpeer.jobs.execution import StartWorker
@@ -73,11 +73,12 @@ class Daemon:
         self.config = config
         self.identity = identity
         self.name = config.name
+        self.now = now
         self.started_at = now()
         self.events = Events()
         self.log = structlog.get_logger()
         schemas = [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
-        schemas += [policy.SCHEMA, audit.SCHEMA, budget.SCHEMA]
+        schemas += [policy.SCHEMA, answered.SCHEMA, audit.SCHEMA, budget.SCHEMA]
         self.store = Store(config.state, schemas, run_store)
         self.store.sweep(schemas)
         self.connections = Connections(

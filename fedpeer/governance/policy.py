@@ -23,7 +23,6 @@ Rules
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -209,8 +208,6 @@ def parse(text: str) -> Policy:
         raise ConfigError(f"the policy: {error}") from None
     for number, rule in enumerate(policy.rule, start=1):
         _check(rule, f"rule {number}")
-    if any(math.isnan(x) for x in (policy.max_parameters_per_row, policy.budget.epsilon, policy.budget.per_job)):
-        raise ConfigError("the policy: nan is no bound")
     return policy
 
 
@@ -222,8 +219,6 @@ def _check(rule: Rule, where: str) -> None:
         raise ConfigError(f"{where}: it ends before it begins")
     if rule.do == "refuse" and any(getattr(rule, bound) is not None for bound in BOUNDS):
         raise ConfigError(f"{where}: what is refused has no bounds")
-    if rule.max_parameters_per_row is not None and math.isnan(rule.max_parameters_per_row):
-        raise ConfigError(f"{where}: nan is no bound")
 
 
 def _known(table: Mapping[str, Any], known: list[str], where: str) -> None:
@@ -307,9 +302,14 @@ def current(tx: Transaction) -> Policy:
         ) from None
 
 
-def keep(tx: Transaction, text: str, uid: int, time: str) -> Kept:
-    """From now on this text counts. Raises ConfigError, and nothing changes."""
+def keep(tx: Transaction, text: str, uid: int, time: str, after: int | None = None) -> Kept:
+    """From now on this text counts. `after`: the number of the text that it was made from, if it was.
+
+    Raises ConfigError, and nothing changes, for a text that is no policy, and if another was set meanwhile.
+    """
     parse(text)
+    if after is not None and (latest := kept(tx)).number != after:
+        raise ConfigError(f"the policy was changed meanwhile, by uid {latest.uid}", hint="fedpeer policy show")
     tx.execute("INSERT INTO policy (text, uid, time) VALUES (?, ?, ?)", (text, uid, time))
     return kept(tx)
 
