@@ -18,7 +18,7 @@ Time and chance are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -89,8 +89,8 @@ def append(
     number = size(tx) + 1
     entry = Entry(number, time, event, job or b"", _capped(facts), chance(SALT_BYTES))
     body = codec.encode(entry)
-    nodes = tree.completed(number, tree.leaf(number, body), _kept(tx))
-    tx.execute("INSERT INTO audit_entry VALUES (?, ?, ?, ?)", (number, entry.job, body, b"".join(nodes)))
+    nodes = b"".join(tree.completed(number, tree.leaf(number, body), _kept(tx)))
+    tx.execute("INSERT INTO audit_entry VALUES (?, ?, ?, ?)", (number, entry.job, body, nodes))
     return number
 
 
@@ -130,10 +130,10 @@ def find(tx: Transaction, number: int) -> Entry | None:
     return None if row is None else _read(number, row[0])
 
 
-def kept(tx: Transaction, since: int, limit: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """(number, body, nodes) as they lie in the store, for a Checker."""
-    return iter(
-        tx.execute("SELECT number, body, nodes FROM audit_entry WHERE number >= ? ORDER BY number LIMIT ?", (since, limit))
+def stored(tx: Transaction, since: int, limit: int) -> list[tuple[int, bytes, bytes]]:
+    """(number, body, nodes) of at most `limit` entries as they lie in the store, for a Checker."""
+    return tx.all(
+        "SELECT number, body, nodes FROM audit_entry WHERE number >= ? ORDER BY number LIMIT ?", (since, limit)
     )
 
 
@@ -153,14 +153,13 @@ class Checker:
     def number(self) -> int:
         return self._log.number
 
-    def add(self, number: int, body: bytes, own: bytes) -> None:
-        """The next entry, and the hash that lies beside it."""
+    def add(self, number: int, body: bytes, nodes: bytes) -> None:
+        """The next entry, and the hashes that lie beside it."""
         awaited = self._log.number + 1
         if number != awaited:
             raise AuditBroken(f"entry {awaited} is missing: the next one has the number {number}", number=awaited)
-        if tree.leaf(number, body) != own:
+        if b"".join(self._log.add(tree.leaf(number, body))) != nodes:
             raise AuditBroken(f"entry {number} is not what it was when it was appended", number=number)
-        self._log.add(own)
         for digest, who in self._heads.get(number, ()):
             if digest != self._log.root():
                 first = self._signed + 1

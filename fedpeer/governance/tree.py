@@ -55,12 +55,14 @@ class Growing:
         self.number = 0
         self._peaks: list[bytes] = []
 
-    def add(self, own: bytes) -> None:
-        """The next leaf has this hash."""
+    def add(self, own: bytes) -> list[bytes]:
+        """The next leaf has this hash; the nodes that it completes."""
+        nodes = [own]
         for _ in range(_trailing_ones(self.number)):
-            own = join(self._peaks.pop(), own)
-        self._peaks.append(own)
+            nodes.append(join(self._peaks.pop(), nodes[-1]))
+        self._peaks.append(nodes[-1])
         self.number += 1
+        return nodes
 
     def root(self) -> bytes:
         if not self._peaks:
