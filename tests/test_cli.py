@@ -31,7 +31,7 @@ import trio
 
 from fedpeer import cli
 from fedpeer.admin import screen, service
-from fedpeer.admin.commands import COMMANDS, CardView, StatusView
+from fedpeer.admin.commands import COMMANDS, CardView, EntryView, StatusView
 from fedpeer.data.catalog import DatasetView
 from fedpeer.errors import DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
@@ -90,6 +90,7 @@ MODEL = ModelView(
     created="t",
     facts={"n": 3},
 )
+ENTRY = EntryView(number=4, time="t", event="peer_added\x1b[31m", job=JOB, facts={"name": "ba\x1b[31mnk"})
 CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
 STATUS = StatusView(
     name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
@@ -116,6 +117,8 @@ class Peer:
             ],
             "job.cancel": job_view("cancelled"),
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
+            "audit.list": [ENTRY], "audit.show": ENTRY, "audit.accept": {"id": "fp1b", "name": "bank", "known": 7},
+            "audit.export": b"",
         }  # fmt: skip
         self._ready = threading.Event()
         self._heard = threading.Condition()
@@ -232,6 +235,10 @@ VERBS: dict[str, tuple[str, ...]] = {
     "model.list": ("model", "list"),
     "model.show": ("model", "show", "cd"),
     "model.predict": ("model", "predict", "cd", "rows"),
+    "audit.list": ("audit", "list", "--job", "ab12"),
+    "audit.show": ("audit", "show", "4"),
+    "audit.export": ("audit", "export", os.devnull),
+    "audit.accept": ("audit", "accept", "bank", "--yes"),
 }
 
 

@@ -27,21 +27,23 @@ import msgspec
 
 from fedpeer.admin import caller
 from fedpeer.config import nearest
-from fedpeer.errors import StoreError, UsageError
+from fedpeer.errors import NotFound, StoreError, UsageError
 
 if TYPE_CHECKING:
     from fedpeer.config import Config
     from fedpeer.data.catalog import Catalog, DatasetView
     from fedpeer.events import Events
+    from fedpeer.governance.audit import Entry
     from fedpeer.identity import Card, Identity
     from fedpeer.jobs.service import Jobs
     from fedpeer.jobs.views import DecisionView, JobView, LogLine, ModelView
     from fedpeer.mesh.connections.service import Connections
     from fedpeer.mesh.roster import PeerView
-    from fedpeer.store import Store
+    from fedpeer.store import Record, Store, Transaction
 
 JSON = "application/json"
 CSV = "text/csv; charset=utf-8"
+LINES = "application/x-ndjson"
 EVENTS_PATH = "/v1/events"
 METRICS_PATH = "/metrics"
 UNFINISHED = ("proposed", "agreed", "running")
@@ -60,6 +62,10 @@ class Daemon(Protocol):
     connections: Connections
     catalog: Catalog
     jobs: Jobs
+
+    def record(self, event: str) -> Record:
+        """What appends this event, and who asked for it, to the audit log in the transaction it is about."""
+        ...
 
 
 # arguments
@@ -106,6 +112,26 @@ class Prediction(Arguments, frozen=True):
     dataset: Word
 
 
+Number = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class SomeEntries(Arguments, frozen=True):
+    job: str = ""
+    """of one job: its id, a prefix of it, or its name"""
+    since: Number = 0
+    """0: the last ones"""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+
+class OneEntry(Arguments, frozen=True):
+    number: Number
+
+
+class Since(Arguments, frozen=True):
+    since: Number = 0
+    """0: what stands before the entries"""
+
+
 # answers that no part has already
 
 
@@ -146,6 +172,15 @@ class StatusView(msgspec.Struct, kw_only=True):
     """on sockets to peers, since the start"""
 
 
+class EntryView(msgspec.Struct, kw_only=True):
+    number: int
+    time: str
+    event: str
+    job: str
+    """the contract's id, "" if it concerns none"""
+    facts: dict[str, Any]
+
+
 # what is done
 
 
@@ -182,7 +217,7 @@ async def card_show(daemon: Daemon, _: Arguments) -> CardView:
 
 async def peer_add(daemon: Daemon, ask: NewPeer) -> PeerView:
     """Add another organization's card: text, a file, or - for standard input."""
-    return await daemon.connections.add_peer(ask.card)
+    return await daemon.connections.add_peer(ask.card, record=daemon.record("peer_added"))
 
 
 async def peer_list(daemon: Daemon, _: Arguments) -> list[PeerView]:
@@ -203,12 +238,13 @@ async def peer_ping(daemon: Daemon, ask: Ref) -> dict[str, Any]:
 
 async def peer_remove(daemon: Daemon, ask: Ref) -> PeerView:
     """Take a peer off the roster and end the session with it."""
-    return await daemon.connections.remove_peer(ask.ref)
+    return await daemon.connections.remove_peer(ask.ref, record=daemon.record("peer_removed"))
 
 
 async def dataset_add(daemon: Daemon, ask: NewDataset) -> DatasetView:
     """Register a table of this peer (CSV or Parquet) under a name. It is read once, and nothing of it leaves."""
-    return await daemon.catalog.add(ask.name, ask.uri, ask.id, ask.label, text=ask.text)
+    record = daemon.record("dataset_added")
+    return await daemon.catalog.add(ask.name, ask.uri, ask.id, ask.label, text=ask.text, record=record)
 
 
 async def dataset_list(daemon: Daemon, _: Arguments) -> list[DatasetView]:
@@ -223,7 +259,7 @@ async def dataset_show(daemon: Daemon, ask: Ref) -> DatasetView:
 
 async def dataset_remove(daemon: Daemon, ask: Ref) -> None:
     """Forget a dataset. Its file stays where it is."""
-    await daemon.catalog.remove(ask.ref)
+    await daemon.catalog.remove(ask.ref, record=daemon.record("dataset_removed"))
 
 
 async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
@@ -297,6 +333,51 @@ async def model_predict(daemon: Daemon, ask: Prediction) -> bytes:
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(quoting_style="needed"))
     return bytes(sink.getvalue())
+
+
+async def audit_list(daemon: Daemon, ask: SomeEntries) -> list[EntryView]:
+    """List entries of the audit log, oldest first: what was decided and done here."""
+    from fedpeer.governance import audit
+
+    job = bytes.fromhex((await daemon.jobs.get(ask.job)).id) if ask.job else b""
+    found = await daemon.store.read(lambda tx: audit.entries(tx, job=job, since=ask.since, limit=ask.limit))
+    return [_entry(entry) for entry in found]
+
+
+async def audit_show(daemon: Daemon, ask: OneEntry) -> EntryView:
+    """Show one entry of the audit log."""
+    from fedpeer.governance import audit
+
+    entry = await daemon.store.read(lambda tx: audit.find(tx, ask.number))
+    if entry is None:
+        raise NotFound(f"the audit log has no entry {ask.number}", hint="fedpeer audit list")
+    return _entry(entry)
+
+
+async def audit_export(daemon: Daemon, ask: Since) -> bytes:
+    """Write the whole audit log to a file that verifies elsewhere: entries, signed heads, co-signatures, cards."""
+    from fedpeer.governance import export
+
+    card = daemon.connections.card
+    return await daemon.store.read(lambda tx: export.page(tx, card.id, card.text, ask.since))
+
+
+async def audit_accept(daemon: Daemon, ask: Ref) -> dict[str, Any]:
+    """Co-sign a peer's audit log again, as it is from now on, after it was restored from an old copy."""
+    from fedpeer.governance import heads
+
+    peer, record = daemon.connections.peer(ask.ref), daemon.record("history_accepted")
+
+    def accept(tx: Transaction) -> int:
+        known = max((number for number, _ in heads.accept(tx, peer.id)), default=0)
+        record(tx, {"peer": peer.id, "name": peer.name, "known": known})
+        return known
+
+    return {"id": peer.id, "name": peer.name, "known": await daemon.store.write(accept)}
+
+
+def _entry(entry: Entry) -> EntryView:
+    return EntryView(number=entry.number, time=entry.time, event=entry.event, job=entry.job.hex(), facts=entry.facts)
 
 
 async def health_live(_daemon: Daemon, _: Arguments) -> dict[str, bool]:
@@ -376,6 +457,10 @@ COMMANDS: dict[str, Command] = {
         Command(
             "model.predict", "GET", "/v1/models/{ref}/predict", Prediction, model_predict, timeout_s=None, media=CSV
         ),
+        Command("audit.list", "GET", "/v1/audit", SomeEntries, audit_list),
+        Command("audit.export", "GET", "/v1/audit/export", Since, audit_export, media=LINES),
+        Command("audit.accept", "POST", "/v1/audit/accept/{ref}", Ref, audit_accept),
+        Command("audit.show", "GET", "/v1/audit/{number}", OneEntry, audit_show),
         Command("health.live", "GET", "/v1/health/live", Arguments, health_live),
         Command("health.ready", "GET", "/v1/health/ready", Arguments, health_ready),
     )

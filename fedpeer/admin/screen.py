@@ -283,6 +283,30 @@ def models(views: list[dict[str, Any]]) -> str:
     return table(["digest", "algorithm", "job", "stage", "created"], rows, empty="no models yet")
 
 
+def entries(views: list[dict[str, Any]]) -> str:
+    """Entries of the audit log, one a line."""
+    rows = [
+        (v["number"], v["time"], v["event"], v["job"][:SHORT], event({"event": "", **v["facts"]}).strip())
+        for v in views
+    ]
+    return table(["number", "time", "event", "job", "facts"], rows, empty="no entries")
+
+
+def entry(view: dict[str, Any]) -> str:
+    """One entry, with all its facts."""
+    own = [(key, view[key]) for key in ("number", "time", "event", "job")]
+    return facts([*own, *_leaves("", view["facts"])])
+
+
+def verified(view: dict[str, Any]) -> str:
+    """What was found of a log that verifies."""
+    told = f"{clean(view['name'])}: all {view['entries']} entries are as they were appended"
+    signers = [f"{clean(s['name'])} ({s['id']}, up to {s['number']}; {s['fingerprint']})" for s in view["cosigners"]]
+    if not signers:
+        return f"{told}; nobody else signed it yet"
+    return f"{told}; co-signed up to entry {view['signed']} by\n  " + "\n  ".join(signers)
+
+
 def event(message: dict[str, Any]) -> str:
     """One event on one line."""
     told = [clean(message["event"])]

@@ -5,20 +5,20 @@ Rules
   removes one; the table refuses it.
 * Its bytes are canonical, at most `MAX_ENTRY`: facts of more than MAX_FACTS are told by digest and size. It holds 16
   random bytes, so that its hash tells nothing of it to others.
-* The entries are the leaves of a hash tree (tree.py). A `Head` is its size and root; heads are signed, and signed by the
-  partners too (heads.py), who check that the log only grew without seeing an entry. A plain chain of hashes would have
+* The entries are the leaves of a hash tree (tree.py). A `Head` is its size and root; heads are signed by us, and by the
+  partners (heads.py), who check that the log only grew without seeing an entry. A plain chain of hashes would have
   to show them a hash for each entry in between; the proof of a tree is a kilobyte at a million entries.
 * What others can cause to be appended is bounded: see PROTOCOL.md, audit.
 
-How an altered entry is found: beside each lie its own hash and those of the nodes that it completes. `Checker` makes all
-of them again; who alters an entry and its hashes too changes the root, and does not have the partners' signatures.
+How an altered entry is found: beside each lie its own hash and those of the nodes that it completes. `Checker` makes
+all of them again; who alters an entry and its hashes too changes the root, and does not have the partners' signatures.
 
 Time and chance are arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -58,7 +58,7 @@ SCHEMA = Schema(
 
 
 class Entry(codec.Record, frozen=True):
-    """What happened. `job`: the contract's id, empty if it concerns none; `time`: ISO 8601, UTC, of this peer's clock."""
+    """What happened. `job`: the contract's id, or empty; `time`: ISO 8601, UTC, by this peer's clock."""
 
     number: Annotated[int, msgspec.Meta(ge=1)]
     time: Annotated[str, msgspec.Meta(max_length=40)]
@@ -89,8 +89,8 @@ def append(
     number = size(tx) + 1
     entry = Entry(number, time, event, job or b"", _capped(facts), chance(SALT_BYTES))
     body = codec.encode(entry)
-    nodes = tree.completed(number, tree.leaf(number, body), _kept(tx))
-    tx.execute("INSERT INTO audit_entry VALUES (?, ?, ?, ?)", (number, entry.job, body, b"".join(nodes)))
+    nodes = b"".join(tree.completed(number, tree.leaf(number, body), _kept(tx)))
+    tx.execute("INSERT INTO audit_entry VALUES (?, ?, ?, ?)", (number, entry.job, body, nodes))
     return number
 
 
@@ -115,13 +115,11 @@ def read(body: codec.Buffer) -> Entry:
     return codec.decode_as(Entry, body, limit=MAX_ENTRY)
 
 
-def entries(tx: Transaction, *, job: bytes = b"", since: int = 1, limit: int = 1000) -> list[Entry]:
-    """Entries from a number on, of one job or of all; of all, also what cannot be read is named (AuditBroken)."""
-    found = tx.all(
-        "SELECT number, body FROM audit_entry WHERE number >= ? AND (? = x'' OR job = ?) ORDER BY number LIMIT ?",
-        (since, job, job, limit),
-    )
-    return [_read(number, body) for number, body in found]
+def entries(tx: Transaction, *, job: bytes = b"", since: int = 0, limit: int = 1000) -> list[Entry]:
+    """Entries from a number on, or the last ones (0); of one job, or of all. Raises AuditBroken, naming the entry."""
+    found = "SELECT number, body FROM audit_entry WHERE number >= ? AND (? = x'' OR job = ?) ORDER BY number"
+    sql = f"{found} LIMIT ?" if since else f"{found} DESC LIMIT ?"
+    return [_read(number, body) for number, body in sorted(tx.all(sql, (since, job, job, limit)))]
 
 
 def find(tx: Transaction, number: int) -> Entry | None:
@@ -130,10 +128,10 @@ def find(tx: Transaction, number: int) -> Entry | None:
     return None if row is None else _read(number, row[0])
 
 
-def kept(tx: Transaction, since: int, limit: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """(number, body, nodes) as they lie in the store, for a Checker."""
-    return iter(
-        tx.execute("SELECT number, body, nodes FROM audit_entry WHERE number >= ? ORDER BY number LIMIT ?", (since, limit))
+def stored(tx: Transaction, since: int, limit: int) -> list[tuple[int, bytes, bytes]]:
+    """(number, body, nodes) of at most `limit` entries as they lie in the store, for a Checker."""
+    return tx.all(
+        "SELECT number, body, nodes FROM audit_entry WHERE number >= ? ORDER BY number LIMIT ?", (since, limit)
     )
 
 
@@ -153,14 +151,13 @@ class Checker:
     def number(self) -> int:
         return self._log.number
 
-    def add(self, number: int, body: bytes, own: bytes) -> None:
-        """The next entry, and the hash that lies beside it."""
+    def add(self, number: int, body: bytes, nodes: bytes) -> None:
+        """The next entry, and the hashes that lie beside it."""
         awaited = self._log.number + 1
         if number != awaited:
             raise AuditBroken(f"entry {awaited} is missing: the next one has the number {number}", number=awaited)
-        if tree.leaf(number, body) != own:
+        if b"".join(self._log.add(tree.leaf(number, body))) != nodes:
             raise AuditBroken(f"entry {number} is not what it was when it was appended", number=number)
-        self._log.add(own)
         for digest, who in self._heads.get(number, ()):
             if digest != self._log.root():
                 first = self._signed + 1

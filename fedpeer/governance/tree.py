@@ -1,12 +1,12 @@
 """A log's entries as the leaves of one hash tree, so that a short proof shows that it only grew.
 
 Rules
-* The tree is that of RFC 9162: over n leaves it splits at the largest power of two below n. A leaf's hash has its number
-  in it, and leaves, nodes and the empty log have labels of their own, so that none can be taken for another.
+* The tree is that of RFC 9162: over n leaves it splits at the largest power of two below n. A leaf's hash has its
+  number in it, and leaves, nodes and the empty log have labels of their own: none can be taken for another.
 * A node over 2^level leaves never changes once its last leaf is there; so it is kept with that leaf. `nodes` of a leaf
   are the hashes of all nodes that it completes: its own (level 0), then those above it.
-* Who knows (m, root) and is shown (n, root) with a proof knows that the first m leaves are the same in both. A proof has
-  at most 2 log2(n) hashes, whatever lies between, and tells nothing of the leaves, whose bodies hold 16 random bytes.
+* Who knows (m, root) and is shown (n, root) with a proof knows that the first m leaves are the same in both. A proof
+  has at most 2 log2(n) hashes, whatever lies between, and tells nothing of the leaves: each holds 16 random bytes.
 
 Pure functions of numbers and hashes. Leaves are numbered from 1.
 
@@ -55,12 +55,14 @@ class Growing:
         self.number = 0
         self._peaks: list[bytes] = []
 
-    def add(self, own: bytes) -> None:
-        """The next leaf has this hash."""
+    def add(self, own: bytes) -> list[bytes]:
+        """The next leaf has this hash; the nodes that it completes."""
+        nodes = [own]
         for _ in range(_trailing_ones(self.number)):
-            own = join(self._peaks.pop(), own)
-        self._peaks.append(own)
+            nodes.append(join(self._peaks.pop(), nodes[-1]))
+        self._peaks.append(nodes[-1])
         self.number += 1
+        return nodes
 
     def root(self) -> bytes:
         if not self._peaks:
@@ -106,7 +108,7 @@ def _prove(old: int, first: int, last: int, known: bool, node_of: NodeOf) -> lis
 
 
 def _roots(old: int, new: int, known: bytes | None, left: list[bytes]) -> tuple[bytes, bytes]:
-    """Both roots of a subtree: over its first `old` leaves, and over all; `known` is the former if the verifier has it."""
+    """Both roots of a subtree: over its first `old` leaves (`known`, if the verifier has it), and over all."""
     if old == new:
         same = known if known is not None else left.pop()
         return same, same

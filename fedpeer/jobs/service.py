@@ -18,6 +18,7 @@ Rules
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ from fedpeer.errors import (
     StoreError,
 )
 from fedpeer.events import Events
-from fedpeer.governance import approvals
+from fedpeer.governance import approvals, audit, heads
 from fedpeer.governance.approvals import who
 from fedpeer.jobs import archive, checkpoint, contract, lifecycle
 from fedpeer.jobs.answer.service import Answers, Refused
@@ -57,6 +58,7 @@ from fedpeer.jobs.lifecycle import Done
 from fedpeer.jobs.models.service import Models
 from fedpeer.jobs.stages.service import Stages
 from fedpeer.jobs.views import DecisionView, FindingView, JobView, LogLine
+from fedpeer.jobs.witness.service import GRACE_S, Witness
 from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.records import Record
 from fedpeer.mesh.service import Mesh
@@ -74,7 +76,7 @@ MAX_UNAGREED = 200
 class Jobs:
     """All jobs of this daemon."""
 
-    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, approvals.SCHEMA]
+    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, approvals.SCHEMA, audit.SCHEMA, heads.SCHEMA]
 
     def __init__(
         self,
@@ -289,21 +291,23 @@ class Jobs:
         """Everything a job does at this peer. Nothing but the store's failure escapes."""
         if job.closed:
             return
+        witness = Witness(job, self._mesh, self._log)
         try:
             if not job.over.is_set():
-                await self._live(job)
-            await self._linger(job)
+                await self._live(job, witness)
+            await self._linger(job, witness)
         except Exception as error:
             cause = _one(error)
             self._log.error("job_not_ended", job=job.id.hex(), exc_info=cause)
             if isinstance(cause, StoreError):
                 raise cause from None
 
-    async def _live(self, job: Job) -> None:
+    async def _live(self, job: Job, witness: Witness) -> None:
         async with trio.open_nursery() as nursery:
             job.scope = nursery.cancel_scope
             nursery.start_soon(self._listen, job)
             nursery.start_soon(self._watch_time, job)
+            nursery.start_soon(witness.live)
             nursery.start_soon(self._act, job)
         await self._end(job)
 
@@ -389,15 +393,22 @@ class Jobs:
             await self._files.remove_unneeded(snapshots)
         job.over.set()
 
-    async def _linger(self, job: Job) -> None:
+    async def _linger(self, job: Job, witness: Witness) -> None:
         """Others may still need our records and mail: until all have ended, or the contract expired.
 
-        That all have ended is not known to all at once: how it ended here is told to whoever asks even afterwards.
+        When all have ended, what they still have to say of each other's audit logs is waited for GRACE_S at most. That
+        all have ended is not known to all at once: how it ended here is told to whoever asks even afterwards.
         """
         everybody, until = set(job.contract.peers), job.contract.expires + contract.SKEW_S
-        while job.hear().ended.keys() < everybody:
-            left = until - self._seconds()
-            if left <= 0:
+        heard_all = math.inf
+        while True:
+            await witness.look()
+            ended = job.hear().ended.keys() >= everybody
+            left = float(until - self._seconds())
+            if ended:
+                heard_all = min(heard_all, trio.current_time())
+                left = min(left, heard_all + GRACE_S - trio.current_time())
+            if left <= 0 or (ended and witness.done()):
                 break
             with trio.move_on_after(min(left, 24 * 3600)):
                 await self._mesh.changed(job.id)
