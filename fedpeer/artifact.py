@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,16 +123,6 @@ def _load_table(data: Buffer) -> Table:
         raise DataError(f"not a table: {type(error).__name__}") from None
     _check_schema(rows.schema)
     return Table(rows, marks.get(ID), marks.get(LABEL))
-
-
-def count_rows(path: Path) -> int:
-    """The rows of a table's file, read from its footer and the heads of its batches. DataError if it is none."""
-    try:
-        with pa.memory_map(str(path)) as source:
-            file = pa.ipc.open_file(source)
-            return sum(file.get_batch(number).num_rows for number in range(file.num_record_batches))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"not a table: {type(error).__name__}") from None
 
 
 def _check_schema(schema: pa.Schema) -> None:

@@ -16,6 +16,7 @@ This page is imported by the client and the command line too, so at run time it 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -151,6 +152,43 @@ class PolicyView(msgspec.Struct, kw_only=True):
     uid: int | None
     """of who set it"""
     time: str
+
+
+class AccountView(msgspec.Struct, kw_only=True):
+    """What a partner was told of a dataset in the last year."""
+
+    dataset: str
+    partner: str
+    """peer id"""
+    name: str
+    epsilon: float
+    left: float | None
+    """of epsilon; None: no limit"""
+    delta: float
+    stages: int
+    last: str
+
+
+class ChargeView(msgspec.Struct, kw_only=True):
+    time: str
+    job: str
+    """the contract's id"""
+    stage: str
+    run: str
+    partner: str
+    name: str
+    epsilon: float
+    delta: float
+
+
+class BudgetView(msgspec.Struct, kw_only=True):
+    """`per_year`, `per_job`: of epsilon, None without a limit; `charges`: all that were ever made, oldest first."""
+
+    dataset: str
+    per_year: float | None
+    per_job: float | None
+    accounts: list[AccountView]
+    charges: list[ChargeView]
 
 
 class StatusView(msgspec.Struct, kw_only=True):
@@ -314,6 +352,69 @@ async def policy_test(daemon: Daemon, ask: NewJob) -> DecisionView:
     return await daemon.jobs.test_policy(ask.text)
 
 
+async def budget_list(daemon: Daemon, _: Arguments) -> list[AccountView]:
+    """List what partners were told of each dataset in the last year, as differential privacy counts it."""
+    return await daemon.store.read(lambda tx: _accounts(tx, daemon, None))
+
+
+async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
+    """Show the privacy budget of a dataset: what a year and a job may cost, and every charge."""
+    from fedpeer.governance import budget, policy
+
+    dataset = await daemon.catalog.get(ask.ref)
+
+    def look(tx: Transaction) -> BudgetView:
+        limits = policy.current(tx).budget
+        return BudgetView(
+            dataset=dataset.name,
+            per_year=_finite(limits.epsilon),
+            per_job=_finite(limits.per_job),
+            accounts=_accounts(tx, daemon, dataset.name),
+            charges=[
+                ChargeView(
+                    time=_time(charge.time),
+                    job=charge.contract.hex(),
+                    stage=charge.stage,
+                    run=charge.run,
+                    partner=charge.partner,
+                    name=daemon.connections.roster.name_of(charge.partner),
+                    epsilon=charge.cost.epsilon / budget.EPSILON_UNITS,
+                    delta=charge.cost.delta / budget.DELTA_UNITS,
+                )
+                for charge in budget.all_charges(tx, dataset.name)
+            ],
+        )
+
+    return await daemon.store.read(look)
+
+
+def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None) -> list[AccountView]:
+    from fedpeer.governance import budget, policy
+
+    limit, since = policy.current(tx).budget.epsilon, int(daemon.now().timestamp()) - budget.YEAR_S
+    return [
+        AccountView(
+            dataset=account.dataset,
+            partner=account.partner,
+            name=daemon.connections.roster.name_of(account.partner),
+            epsilon=(epsilon := account.spent.epsilon / budget.EPSILON_UNITS),
+            left=_finite(max(limit - epsilon, 0.0)),
+            delta=account.spent.delta / budget.DELTA_UNITS,
+            stages=account.stages,
+            last=_time(account.last),
+        )
+        for account in budget.accounts(tx, since, dataset)
+    ]
+
+
+def _finite(amount: float) -> float | None:
+    return None if math.isinf(amount) else amount
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 async def model_list(daemon: Daemon, _: Arguments) -> list[ModelView]:
     """List the models that jobs left at this peer."""
     return await daemon.jobs.models.list()
@@ -452,6 +553,8 @@ COMMANDS: dict[str, Command] = {
         Command("policy.show", "GET", "/v1/policy", Arguments, policy_show),
         Command("policy.set", "POST", "/v1/policy", NewPolicy, policy_set),
         Command("policy.test", "POST", "/v1/policy/test", NewJob, policy_test, timeout_s=None),
+        Command("budget.list", "GET", "/v1/budget", Arguments, budget_list),
+        Command("budget.show", "GET", "/v1/budget/{ref}", Ref, budget_show),
         Command("model.list", "GET", "/v1/models", Arguments, model_list),
         Command("model.show", "GET", "/v1/models/{ref}", Ref, model_show),
         Command(

@@ -107,6 +107,42 @@ def peers(views: list[dict[str, Any]]) -> str:
     )
 
 
+def accounts(views: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            v["dataset"],
+            v["name"],
+            v["epsilon"],
+            "no limit" if v["left"] is None else v["left"],
+            v["delta"],
+            v["stages"],
+            v["last"],
+        )
+        for v in views
+    ]
+    head = ["dataset", "partner", "epsilon", "left", "delta", "stages", "last"]
+    return table(head, rows, empty="nothing was charged in the last year")
+
+
+def budget(view: dict[str, Any]) -> str:
+    limits = [
+        (name, "no limit" if view[key] is None else f"ε = {view[key]:g}")
+        for name, key in (("a partner and year", "per_year"), ("a job", "per_job"))
+    ]
+    charges = [
+        (v["time"], v["job"][:SHORT], v["stage"], v["run"], v["name"], v["epsilon"], v["delta"])
+        for v in view["charges"]
+    ]
+    head = ["time", "job", "stage", "run", "partner", "epsilon", "delta"]
+    return "\n\n".join(
+        [
+            facts([("dataset", view["dataset"]), *limits]),
+            accounts(view["accounts"]),
+            table(head, charges, empty="nothing was ever charged"),
+        ]
+    )
+
+
 def dataset(view: dict[str, Any]) -> str:
     about = facts(
         [

@@ -10,6 +10,7 @@ import click
 
 from fedpeer.cli import (  # noqa: F401 - each adds its verbs to the tree
     audits,
+    budgets,
     datasets,
     here,
     jobs,

@@ -102,7 +102,19 @@ class Charged:
     partner: str
     cost: Privacy
     time: int
-    event: str
+    run: str
+    """of the stage"""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a partner was told of a dataset, in so many stages, the last one at the time `last`."""
+
+    dataset: str
+    partner: str
+    spent: Privacy
+    stages: int
+    last: int
 
 
 def charge(tx: Transaction, wanted: Iterable[Charge], limits: Budget, time: str) -> list[Charge]:
@@ -158,17 +170,32 @@ def spent(tx: Transaction, dataset: str, partner: str, since: int) -> Privacy:
     return Privacy(*tx.one(query, (dataset, partner, since)))
 
 
+def most_spent(tx: Transaction, dataset: str, partners: Iterable[str], now: int) -> float:
+    """The ε of the last year, of the partner with the most."""
+    return max((spent(tx, dataset, one, now - YEAR_S).epsilon for one in partners), default=0) / EPSILON_UNITS
+
+
 def all_charges(tx: Transaction, dataset: str | None = None) -> list[Charged]:
     """The rows of one dataset, or of all, oldest first."""
     rows = tx.all(
-        "SELECT contract, stage, dataset, partner, epsilon, delta, time, event FROM charge"
+        "SELECT contract, stage, dataset, partner, epsilon, delta, time, event ->> 'run' FROM charge"
         " WHERE dataset = coalesce(?, dataset) ORDER BY time, contract, stage, dataset, partner",
         (dataset,),
     )
     return [
-        Charged(contract, stage, name, partner, Privacy(epsilon, delta), time, event)
-        for contract, stage, name, partner, epsilon, delta, time, event in rows
+        Charged(contract, stage, name, partner, Privacy(epsilon, delta), time, run or "")
+        for contract, stage, name, partner, epsilon, delta, time, run in rows
     ]
+
+
+def accounts(tx: Transaction, since: int, dataset: str | None = None) -> list[Account]:
+    """What was charged after `since`, by dataset and partner; of one dataset, or of all."""
+    rows = tx.all(
+        "SELECT dataset, partner, sum(epsilon), sum(delta), count(*), max(time) FROM charge"
+        " WHERE time > ? AND dataset = coalesce(?, dataset) GROUP BY dataset, partner ORDER BY dataset, partner",
+        (since, dataset),
+    )
+    return [Account(name, partner, Privacy(e, d), stages, last) for name, partner, e, d, stages, last in rows]
 
 
 def _is_written(tx: Transaction, c: Charge) -> bool:

@@ -1,4 +1,4 @@
-"""What a stage of a contract costs a participant's privacy budget. Pure.
+"""What a stage of a contract costs this participant's privacy budget, and its charge.
 
 Rules
 * What a stage costs is the stage's own declaration (stage.py, `cost`), asked here with the contract's parameters.
@@ -8,19 +8,34 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import msgspec
 
+from fedpeer.governance import approvals, budget, policy
 from fedpeer.governance.budget import Charge, Privacy
 from fedpeer.jobs.answer.asking import feeding
 from fedpeer.jobs.contract import Contract, FindStage, StageEntry, read_params
+from fedpeer.store import Transaction
+
+
+def charge(
+    tx: Transaction, contract_id: bytes, read: Contract, entry: StageEntry, me: str, find: FindStage, time: str
+) -> None:
+    """Charge what a stage costs, by the policy of now and the rows that were approved; `time`: ISO 8601.
+
+    In the transaction that starts the stage. Raises BudgetSpent, PolicyError.
+    """
+    asked = approvals.find(tx, contract_id)
+    rows = {item.name: item.rows for item in asked.data} if asked is not None else {}
+    if due := of_stage(contract_id, read, entry, me, find, rows):
+        budget.charge(tx, due, policy.current(tx).budget, time)
 
 
 def of_stage(
-    contract_id: bytes, read: Contract, entry: StageEntry, me: str, find: FindStage, rows_of: Callable[[str], int]
+    contract_id: bytes, read: Contract, entry: StageEntry, me: str, find: FindStage, rows: Mapping[str, int]
 ) -> list[Charge]:
-    """The charges of a stage at the participant with the alias `me`; none if it adds no noise."""
+    """The charges of a stage at the participant with the alias `me`; none if it adds no noise. `rows`: by dataset."""
     stage = find(entry.run)
     cost = stage.cost(read_params(entry, stage)) if stage.cost is not None else None
     if cost is None:
@@ -28,7 +43,7 @@ def of_stage(
     event = {"run": entry.run, "version": entry.version, "params": msgspec.Raw(entry.params.encode())}
     text = msgspec.json.encode(event).decode()
     return [
-        Charge(contract_id, entry.id, dataset, rows_of(dataset), read.peer_of[partner], Privacy.of(*cost), text)
+        Charge(contract_id, entry.id, dataset, rows[dataset], read.peer_of[partner], Privacy.of(*cost), text)
         for dataset in sorted(feeding(read, entry, me, find))
         for partner in entry.role_of
         if partner != me

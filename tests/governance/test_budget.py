@@ -41,7 +41,7 @@ def due(
     rows: int = 1000,
 ) -> list[Charge]:
     cost = Privacy.of(epsilon, delta)
-    return [Charge(job.to_bytes(32), stage, dataset, rows, partner, cost, "{}") for partner in partners]
+    return [Charge(job.to_bytes(32), stage, dataset, rows, partner, cost, '{"run":"x:y"}') for partner in partners]
 
 
 @pytest.fixture

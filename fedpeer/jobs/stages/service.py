@@ -18,7 +18,6 @@ from fedpeer import artifact
 from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.errors import JobError
-from fedpeer.governance import budget, policy
 from fedpeer.jobs import archive, checkpoint, contract, costs
 from fedpeer.jobs.contract import StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker
@@ -52,9 +51,8 @@ class Stages:
             return
         declared = self._stage(entry.run)
         if next(view for view in job.view.stages if view.id == entry.id).state == "waiting":
-            due = await self._costs(job, entry)
             await job.write(
-                lambda tx: budget.charge(tx, due, policy.current(tx).budget, job.time()),
+                lambda tx: costs.charge(tx, job.id, job.contract, entry, job.view.me, self._stage, job.time()),
                 ("stage_started", {"stage": entry.id}),
             )
         role_of, peer_of = entry.role_of, job.contract.peer_of
@@ -84,19 +82,6 @@ class Stages:
         job.execution = execution
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
-
-    async def _costs(self, job: Job, entry: StageEntry) -> Sequence[budget.Charge]:
-        """What the stage tells its other participants of the own datasets, for the budget."""
-        pinned = await self._store.read(lambda tx: archive.snapshots(tx, job.id))
-        version_of = {name: pinned[place] for place, name in job.contract.datasets(job.view.me).items()}
-
-        def count() -> list[budget.Charge]:
-            def rows_of(name: str) -> int:
-                return artifact.count_rows(self._store.path_of(version_of[name]))
-
-            return costs.of_stage(job.id, job.contract, entry, job.view.me, self._stage, rows_of)
-
-        return await self._run_in_thread(count)
 
     async def _inputs(self, job: Job, entry: StageEntry, declared: Stage) -> Sequence[tuple[str, str, Path]]:
         pinned = await self._store.read(lambda tx: archive.snapshots(tx, job.id))
