@@ -6,6 +6,7 @@ Rules
   its row and is charged once.
 * Whether it can be paid is asked in the same transaction, and there is one writer: two jobs never spend the same rest.
 * Everybody in the stage reads the answer, so each of the others is charged; all of them or, with BudgetSpent, none.
+* Peers that the policy knows as one organization have one budget, for they may tell each other.
 * A charge is never taken back: a job that failed may have told its answer. So a crash can cost a job that tells
   nothing, and cannot save one that did.
 * Charges are added up (basic composition), which is more than was lost: `event` says what ran with which noise, so that
@@ -20,7 +21,7 @@ Source: Dwork and Roth, The Algorithmic Foundations of Differential Privacy (201
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -28,7 +29,7 @@ from typing import Final
 
 from fedpeer.errors import BudgetSpent
 from fedpeer.governance import audit
-from fedpeer.governance.policy import Budget
+from fedpeer.governance.policy import Policy
 from fedpeer.store import Schema, Transaction
 
 YEAR_S: Final = 365 * 24 * 3600
@@ -38,6 +39,9 @@ DELTA_UNITS: Final = 10**15
 ROWS_PER_DELTA: Final = 10
 CHARGED: Final = "charged"
 """The event of a charge in the audit; its facts have the same whole units."""
+
+Organization = frozenset[str]
+NameOf = Callable[[str], str]
 
 SCHEMA = Schema(
     "budget",
@@ -117,13 +121,14 @@ class Account:
     last: int
 
 
-def charge(tx: Transaction, wanted: Iterable[Charge], limits: Budget, time: str) -> list[Charge]:
+def charge(tx: Transaction, wanted: Iterable[Charge], policy: Policy, time: str, name_of: NameOf = str) -> list[Charge]:
     """Write what is not written yet, with its entry in the audit; that is returned. `time`: ISO 8601 with a zone.
 
-    Raises BudgetSpent: then nothing of the transaction may be committed.
+    `name_of`: peer id → its name in our roster, by which the policy may know its organization. Raises BudgetSpent: then
+    nothing of the transaction may be committed.
     """
-    now = _seconds(time)
-    new = affordable(tx, wanted, limits, now)
+    now = int(datetime.fromisoformat(time).timestamp())
+    new = affordable(tx, wanted, policy, now, name_of)
     for c in new:
         row = (c.contract, c.stage, c.dataset, c.partner, c.cost.epsilon, c.cost.delta, now, c.event)
         tx.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -132,23 +137,30 @@ def charge(tx: Transaction, wanted: Iterable[Charge], limits: Budget, time: str)
     return new
 
 
-def affordable(tx: Transaction, wanted: Iterable[Charge], limits: Budget, now: int) -> list[Charge]:
+def affordable(
+    tx: Transaction, wanted: Iterable[Charge], policy: Policy, now: int, name_of: NameOf = str
+) -> list[Charge]:
     """Those of `wanted` that are not written yet, if all of them can be paid together. Raises BudgetSpent.
 
     What can be paid now may be spent later by another job: this is for telling people early, `charge` is what counts.
     """
     new = [c for c in wanted if not _is_written(tx, c)]
-    per_year, per_job = _most(limits.epsilon, EPSILON_UNITS), _most(limits.per_job, EPSILON_UNITS)
-    year: dict[tuple[str, str], Privacy] = {}
-    job: dict[tuple[bytes, str, str], Privacy] = {}
+    limits = policy.budget
+    year: dict[tuple[str, Organization], Privacy] = {}
+    job: dict[tuple[bytes, str, Organization], Privacy] = {}
+    counted = set()
     for c in new:
-        pair, this = (c.dataset, c.partner), (c.contract, c.dataset, c.partner)
+        told = _organization(tx, c, new, policy, name_of)
+        if (answer := (c.contract, c.stage, c.dataset, told)) in counted:
+            continue  # another peer of the same organization reads it
+        counted.add(answer)
+        pair, this = (c.dataset, told), (c.contract, c.dataset, told)
         year[pair] = year.get(pair, spent(tx, *pair, since=now - YEAR_S)) + c.cost
         job[this] = job.get(this, _spent_in(tx, *this)) + c.cost
         delta = DELTA_UNITS / (ROWS_PER_DELTA * max(c.rows, 1))
         for total, holds, most in (
-            (job[this], job[this].epsilon <= per_job, f"in this job; the most is ε = {limits.per_job:g}"),
-            (year[pair], year[pair].epsilon <= per_year, f"in a year; the most is ε = {limits.epsilon:g}"),
+            (job[this], job[this].epsilon <= _most(limits.per_job), f"in this job; the most is ε = {limits.per_job:g}"),
+            (year[pair], year[pair].epsilon <= _most(limits.epsilon), f"in a year; the most is ε = {limits.epsilon:g}"),
             (
                 year[pair],
                 year[pair].delta <= delta,
@@ -157,22 +169,28 @@ def affordable(tx: Transaction, wanted: Iterable[Charge], limits: Budget, now: i
         ):
             if not holds:
                 raise BudgetSpent(
-                    f"stage {c.stage!r} costs {c.cost} of the dataset {c.dataset!r}: with it, {c.partner} would have "
-                    f"{total} {most}",
+                    f"stage {c.stage!r} costs {c.cost} of the dataset {c.dataset!r}: {name_of(c.partner)} would "
+                    f"then have {total} {most}",
                     hint=f"fedpeer budget show {c.dataset}",
                 )
     return new
 
 
-def spent(tx: Transaction, dataset: str, partner: str, since: int) -> Privacy:
-    """What was charged after `since` (seconds since 1970); also what a clock that was ahead dated later than now."""
-    query = f"{_SUM} WHERE dataset = ? AND partner = ? AND time > ?"
-    return Privacy(*tx.one(query, (dataset, partner, since)))
+def spent(tx: Transaction, dataset: str, partners: Collection[str], since: int) -> Privacy:
+    """What one organization, these peers, was told after `since` (seconds since 1970); of several in a stage, once.
+
+    What a clock that was ahead dated later than now is in it, too.
+    """
+    return _sum(tx, "time > ?", since, dataset, partners)
 
 
-def most_spent(tx: Transaction, dataset: str, partners: Iterable[str], now: int) -> float:
-    """The ε of the last year, of the partner with the most."""
-    return max((spent(tx, dataset, one, now - YEAR_S).epsilon for one in partners), default=0) / EPSILON_UNITS
+def most_spent(
+    tx: Transaction, dataset: str, partners: Iterable[str], policy: Policy, now: int, name_of: NameOf = str
+) -> float:
+    """The ε of the last year, of the organization with the most among those of these peers."""
+    wanted = [Charge(b"", "", dataset, 0, partner, Privacy(0, 0), "") for partner in partners]
+    told = {_organization(tx, c, wanted, policy, name_of) for c in wanted}
+    return max((spent(tx, dataset, peers, now - YEAR_S).epsilon for peers in told), default=0) / EPSILON_UNITS
 
 
 def all_charges(tx: Transaction, dataset: str | None = None) -> list[Charged]:
@@ -203,12 +221,30 @@ def _is_written(tx: Transaction, c: Charge) -> bool:
     return tx.one(query, (c.contract, c.stage, c.dataset, c.partner)) is not None
 
 
-def _spent_in(tx: Transaction, contract: bytes, dataset: str, partner: str) -> Privacy:
-    query = f"{_SUM} WHERE contract = ? AND dataset = ? AND partner = ?"
-    return Privacy(*tx.one(query, (contract, dataset, partner)))
+def _organization(
+    tx: Transaction, c: Charge, wanted: Iterable[Charge], policy: Policy, name_of: NameOf
+) -> Organization:
+    """The peers in the book or among `wanted` that are one organization with a charge's partner."""
+    peers = {peer for (peer,) in tx.all("SELECT DISTINCT partner FROM charge WHERE dataset = ?", (c.dataset,))}
+    organization = policy.organization(c.partner, name_of(c.partner))
+    peers |= {other.partner for other in wanted}
+    return frozenset(peer for peer in peers if policy.organization(peer, name_of(peer)) == organization)
 
 
-_SUM: Final = "SELECT coalesce(sum(epsilon), 0), coalesce(sum(delta), 0) FROM charge"
+def _spent_in(tx: Transaction, contract: bytes, dataset: str, partners: Collection[str]) -> Privacy:
+    return _sum(tx, "contract = ?", contract, dataset, partners)
+
+
+def _sum(tx: Transaction, where: str, value: int | bytes, dataset: str, partners: Collection[str]) -> Privacy:
+    marks = ", ".join("?" * len(partners))
+    return Privacy(
+        *tx.one(
+            "SELECT coalesce(sum(epsilon), 0), coalesce(sum(delta), 0) FROM (SELECT max(epsilon) AS epsilon, "  # noqa: S608
+            f"max(delta) AS delta FROM charge WHERE {where} AND dataset = ? AND partner IN ({marks}) "
+            "GROUP BY contract, stage)",
+            (value, dataset, *sorted(partners)),
+        )
+    )
 
 
 def _units(amount: float, units: int) -> int:
@@ -216,10 +252,6 @@ def _units(amount: float, units: int) -> int:
     return math.ceil(Decimal(repr(amount)) * units)
 
 
-def _most(amount: float, units: int) -> float:
-    """A limit, rounded down; infinite for none."""
-    return amount if math.isinf(amount) else math.floor(Decimal(repr(amount)) * units)
-
-
-def _seconds(time: str) -> int:
-    return int(datetime.fromisoformat(time).timestamp())
+def _most(epsilon: float) -> float:
+    """A limit in units, rounded down; infinite for none."""
+    return epsilon if math.isinf(epsilon) else math.floor(Decimal(repr(epsilon)) * EPSILON_UNITS)

@@ -13,14 +13,21 @@ from collections.abc import Mapping
 import msgspec
 
 from fedpeer.governance import approvals, budget, policy
-from fedpeer.governance.budget import Charge, Privacy
+from fedpeer.governance.budget import Charge, NameOf, Privacy
 from fedpeer.jobs.answer.asking import feeding
 from fedpeer.jobs.contract import Contract, FindStage, StageEntry, read_params
 from fedpeer.store import Transaction
 
 
 def charge(
-    tx: Transaction, contract_id: bytes, read: Contract, entry: StageEntry, me: str, find: FindStage, time: str
+    tx: Transaction,
+    contract_id: bytes,
+    read: Contract,
+    entry: StageEntry,
+    me: str,
+    find: FindStage,
+    time: str,
+    name_of: NameOf,
 ) -> None:
     """Charge what a stage costs, by the policy of now and the rows that were approved; `time`: ISO 8601.
 
@@ -29,7 +36,7 @@ def charge(
     asked = approvals.find(tx, contract_id)
     rows = {item.name: item.rows for item in asked.data} if asked is not None else {}
     if due := of_stage(contract_id, read, entry, me, find, rows):
-        budget.charge(tx, due, policy.current(tx).budget, time)
+        budget.charge(tx, due, policy.current(tx), time, name_of)
 
 
 def of_stage(

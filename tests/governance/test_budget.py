@@ -19,11 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fedpeer.errors import BudgetSpent
 from fedpeer.governance import audit, budget
 from fedpeer.governance.budget import Charge, Privacy
-from fedpeer.governance.policy import Budget
+from fedpeer.governance.policy import Budget, Policy
 from fedpeer.store import Store, Transaction
 
 T = TypeVar("T")
-LIMITS = Budget()  # 3 in a year, 1 in a job
+POLICY = Policy()  # 3 in a year, 1 in a job
+UNLIMITED = Policy(budget=Budget(epsilon=float("inf"), per_job=float("inf")))
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = EPOCH.isoformat()
 MEMORY = "/dev/shm"  # a machine that only plays a crash needs no disk
@@ -51,12 +52,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def charge(store: Store, wanted: list[Charge], time: str = NOW, limits: Budget = LIMITS) -> list[Charge]:
-    return store.write_now(lambda tx: budget.charge(tx, wanted, limits, time))
+def charge(store: Store, wanted: list[Charge], time: str = NOW, policy: Policy = POLICY) -> list[Charge]:
+    return store.write_now(lambda tx: budget.charge(tx, wanted, policy, time))
 
 
 def spent(store: Store, partner: str = "fp1bob", since: int = 0) -> Privacy:
-    return store.write_now(lambda tx: budget.spent(tx, "trial", partner, since))
+    return store.write_now(lambda tx: budget.spent(tx, "trial", {partner}, since))
 
 
 def test_a_stage_that_starts_again_is_charged_once(store: Store) -> None:
@@ -108,8 +109,26 @@ def test_the_delta_of_a_year_is_at_most_one_in_ten_rows(store: Store) -> None:
     charge(store, due(2, 0.1, delta=4e-5))
 
 
+def test_peers_of_one_organization_have_one_budget(store: Store) -> None:
+    group = Policy(organizations={"group": ("bob", "carol")})
+    names = {"fp1bob": "bob", "fp1carol": "carol", "fp1dave": "dave"}
+
+    def pay(wanted: list[Charge]) -> None:
+        store.write_now(lambda tx: budget.charge(tx, wanted, group, NOW, names.__getitem__))
+
+    pay(due(1, partners=("fp1bob", "fp1carol", "fp1dave")))  # one answer, whoever of the group reads it
+    pay(due(2, partners=("fp1bob",)))
+    pay(due(3, partners=("fp1carol",)))
+    with pytest.raises(BudgetSpent, match="carol would then have ε = 4"):
+        pay(due(4, partners=("fp1dave", "fp1carol")))
+    pay(due(4, partners=("fp1dave",)))
+    most = store.write_now(lambda tx: budget.most_spent(tx, "trial", names, group, int(EPOCH.timestamp()), names.get))
+    assert most == 3.0
+    assert store.write_now(lambda tx: budget.most_spent(tx, "other", names, group, 0)) == 0.0
+
+
 def test_no_limit_is_infinity(store: Store) -> None:
-    charge(store, due(1, 50.0), limits=Budget(epsilon=float("inf"), per_job=float("inf")))
+    charge(store, due(1, 50.0), policy=UNLIMITED)
 
 
 def test_privacy_is_counted_as_people_read_it_and_never_rounded_down() -> None:
@@ -176,15 +195,14 @@ Begin = Callable[[Store, list[Charge], str, Callable[[Transaction], Any]], Await
 
 async def begin(store: Store, wanted: list[Charge], time: str, through: Callable[[Transaction], Any]) -> None:
     """As jobs/stages/service.py begins a stage."""
-    await store.write(lambda tx: budget.charge(through(tx), wanted, LIMITS, time))
+    await store.write(lambda tx: budget.charge(through(tx), wanted, POLICY, time))
 
 
 async def check_then_act(store: Store, wanted: list[Charge], time: str, through: Callable[[Transaction], Any]) -> None:
     """The bug that is looked for: what was affordable is written in a transaction of its own."""
     now = int(datetime.fromisoformat(time).timestamp())
-    new = await store.read(lambda tx: budget.affordable(tx, wanted, LIMITS, now))
-    unlimited = Budget(epsilon=float("inf"), per_job=float("inf"))
-    await store.write(lambda tx: budget.charge(through(tx), new, unlimited, time))
+    new = await store.read(lambda tx: budget.affordable(tx, wanted, POLICY, now))
+    await store.write(lambda tx: budget.charge(through(tx), new, UNLIMITED, time))
 
 
 async def charge_afterwards(
@@ -334,7 +352,7 @@ class Owner(RuleBasedStateMachine):
                 folded[facts["dataset"], facts["partner"]] += facts["epsilon"]
         for dataset in ("a", "b"):
             for partner in ("bob", "carol"):
-                held = self.store.write_now(lambda tx, d=dataset, p=partner: budget.spent(tx, d, p, since))
+                held = self.store.write_now(lambda tx, d=dataset, p=partner: budget.spent(tx, d, {p}, since))
                 assert held.epsilon == folded[dataset, partner], "the book and the audit differ"
                 assert held.epsilon <= 3 * 10**6, "more was spent than there is"
         assert max(in_job.values(), default=0) <= 10**6

@@ -229,7 +229,9 @@ class Answers:
             run_in_thread=self._run_in_thread,
             name_of=self._roster.name_of,
             now=self._now(),
-            spent=lambda tx, dataset: budget.most_spent(tx, dataset, partners, self._seconds()),
+            spent=lambda tx, dataset: budget.most_spent(
+                tx, dataset, partners, rules, self._seconds(), self._roster.name_of
+            ),
         )
 
     async def _bring(self, job: Job) -> tuple[Answer, list[Data]]:

@@ -52,7 +52,9 @@ class Stages:
         declared = self._stage(entry.run)
         if next(view for view in job.view.stages if view.id == entry.id).state == "waiting":
             await job.write(
-                lambda tx: costs.charge(tx, job.id, job.contract, entry, job.view.me, self._stage, job.time()),
+                lambda tx: costs.charge(
+                    tx, job.id, job.contract, entry, job.view.me, self._stage, job.time(), self._mesh.roster.name_of
+                ),
                 ("stage_started", {"stage": entry.id}),
             )
         role_of, peer_of = entry.role_of, job.contract.peer_of
