@@ -27,8 +27,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
+import msgspec
+
 from fedpeer.errors import BudgetSpent
 from fedpeer.governance import audit
+from fedpeer.governance.decision import StageAsk
 from fedpeer.governance.policy import Policy
 from fedpeer.store import Schema, Transaction
 
@@ -119,6 +122,22 @@ class Account:
     spent: Privacy
     stages: int
     last: int
+
+
+def of_stage(contract: bytes, ask: StageAsk, me: str) -> list[Charge]:
+    """What a stage costs, as it declares it: for all own datasets whose rows come in, each in full, and each of the
+    other participants, for all of them read what it tells. Nothing if it adds no noise.
+    """
+    if ask.cost is None:
+        return []
+    cost, facts = Privacy.of(*ask.cost), {"run": ask.run, "version": ask.stage.version, "params": ask.params}
+    event = msgspec.json.encode(facts, order="sorted").decode()
+    return [
+        Charge(contract, ask.id, dataset.name, dataset.rows, partner, cost, event)
+        for dataset in ask.datasets
+        for partner in ask.parties
+        if partner != me
+    ]
 
 
 def charge(tx: Transaction, wanted: Iterable[Charge], policy: Policy, time: str, name_of: NameOf = str) -> list[Charge]:
