@@ -18,7 +18,7 @@ from fedpeer.admin.client import request
 from fedpeer.admin.commands import COMMANDS, Command
 from fedpeer.errors import UsageError
 
-LOCAL = {"init", "run", "config.show", "events", "job.watch", "audit.verify"}
+LOCAL = {"init", "run", "config.show", "events", "job.watch", "audit.verify", "model.verify"}
 """verbs that are no row of the table"""
 
 

@@ -18,6 +18,7 @@ from fedpeer import artifact
 from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.errors import JobError
+from fedpeer.governance import passport
 from fedpeer.jobs import archive, checkpoint, contract
 from fedpeer.jobs.contract import StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker
@@ -119,6 +120,7 @@ class Stages:
 
             def end(tx: Transaction) -> list[bytes]:
                 archive.end_stage(tx, job.id, entry.id, history, kept)
+                passport.keep_ran(tx, job.id, entry.id, checkpoint.ran(tx, job.id, entry.id))
                 return checkpoint.drop(tx, job.id, entry.id)
 
             for digest in await job.write(end, ("stage_done", {"stage": entry.id, "outputs": told})):
