@@ -154,9 +154,9 @@ class Checker:
     def add(self, number: int, body: bytes, nodes: bytes) -> None:
         """The next entry, and the hashes that lie beside it."""
         awaited = self._log.number + 1
-        if number < awaited:
-            raise AuditBroken(f"entry {number} is there twice, or in the place of entry {awaited}", number=number)
-        if number > awaited:
+        if number == awaited - 1:
+            raise AuditBroken(f"entry {number} is there twice", number=number)
+        if number != awaited:
             raise AuditBroken(f"entry {awaited} is missing: the next one has the number {number}", number=awaited)
         if b"".join(self._log.add(tree.leaf(number, body))) != nodes:
             raise AuditBroken(f"entry {number} is not what it was when it was appended", number=number)
