@@ -31,7 +31,7 @@ from fedpeer.aggregation.service import Aggregation
 from fedpeer.config import Config
 from fedpeer.data.catalog import Catalog
 from fedpeer.events import Events
-from fedpeer.governance import answered, audit, budget, policy
+from fedpeer.governance import audit
 from fedpeer.identity import Identity, load_key_file
 from fedpeer.jobs.contract import FindStage
 from fedpeer.jobs.execution import StartWorker
@@ -81,7 +81,6 @@ class Daemon:
         self.events = Events()
         self.log = structlog.get_logger()
         schemas = [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
-        schemas += [policy.SCHEMA, answered.SCHEMA, budget.SCHEMA]
         self.store = Store(config.state, schemas, run_store)
         self.store.sweep(schemas)
         self.connections = Connections(

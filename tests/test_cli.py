@@ -111,6 +111,15 @@ MODEL = ModelView(
     created="t",
     facts={"n": 3},
 )
+PASSPORT = {
+    "fedpeer_passport": 1,
+    "passport": {
+        "contract": JOB, "job": "bre\x1b[31mast", "contributors": ["clinic", "bank"], "rounds": 7, "epsilon": None,
+        "sums": [{"survivors": ["clinic", "bank"], "first_turn": 1, "last_turn": 7, "sums": 14}],
+        "metrics": {"auc": 0.91}, "model": "cd" * 32,
+    },
+    "cards": [], "signatures": ["AA==", "AA=="],
+}  # fmt: skip
 ENTRY = EntryView(number=4, time="t", event="peer_added\x1b[31m", job=JOB, facts={"name": "ba\x1b[31mnk"})
 POLICY = PolicyView(number=3, text="# ours\nmin_rows = 50 # \x1b[2J\n", uid=0, time="t")
 DECISION = DecisionView(
@@ -157,7 +166,7 @@ class Peer:
             "budget.list": [ACCOUNT], "budget.show": BUDGET,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
             "audit.list": [ENTRY], "audit.show": ENTRY, "audit.accept": {"id": "fp1b", "name": "bank", "known": 7},
-            "audit.export": b"",
+            "audit.export": b"", "model.passport": PASSPORT,
         }  # fmt: skip
         self._ready = threading.Event()
         self._heard = threading.Condition()
@@ -279,6 +288,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "model.list": ("model", "list"),
     "model.show": ("model", "show", "cd"),
     "model.predict": ("model", "predict", "cd", "rows"),
+    "model.passport": ("model", "passport", "cd"),
     "audit.list": ("audit", "list", "--job", "ab12"),
     "audit.show": ("audit", "show", "4"),
     "audit.export": ("audit", "export", os.devnull),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedpeer.data.catalog import Catalog, DatasetView
     from fedpeer.events import Events
     from fedpeer.governance.audit import Entry
+    from fedpeer.governance.passport import File
     from fedpeer.identity import Card, Identity
     from fedpeer.jobs.service import Jobs
     from fedpeer.jobs.views import DecisionView, JobView, LogLine, ModelView
@@ -436,6 +437,11 @@ async def model_predict(daemon: Daemon, ask: Prediction) -> bytes:
     return bytes(sink.getvalue())
 
 
+async def model_passport(daemon: Daemon, ask: Ref) -> File:
+    """Show where a model is from: contract, contributors, rounds, privacy spent; signed by all who made it."""
+    return await daemon.jobs.models.passport(ask.ref)
+
+
 async def audit_list(daemon: Daemon, ask: SomeEntries) -> list[EntryView]:
     """List entries of the audit log, oldest first: what was decided and done here."""
     from fedpeer.governance import audit
@@ -560,6 +566,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             "model.predict", "GET", "/v1/models/{ref}/predict", Prediction, model_predict, timeout_s=None, media=CSV
         ),
+        Command("model.passport", "GET", "/v1/models/{ref}/passport", Ref, model_passport),
         Command("audit.list", "GET", "/v1/audit", SomeEntries, audit_list),
         Command("audit.export", "GET", "/v1/audit/export", Since, audit_export, media=LINES),
         Command("audit.accept", "POST", "/v1/audit/accept/{ref}", Ref, audit_accept),

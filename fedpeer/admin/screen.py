@@ -314,6 +314,18 @@ def model(view: dict[str, Any]) -> str:
     return facts([*about, ("algorithm", view["algorithm"]), ("created", view["created"]), *view["facts"].items()])
 
 
+def passport(view: dict[str, Any]) -> str:
+    """Where a model is from."""
+    told = view["passport"]
+    lines = [(key, value) for key, value in told.items() if not isinstance(value, dict | list) or key == "contributors"]
+    sums = [
+        (f"sums over {clean(one['survivors'])}", f"{one['sums']} in turns {one['first_turn']} to {one['last_turn']}")
+        for one in told["sums"]
+    ]
+    spent = [] if told["epsilon"] is not None else [("epsilon", "no noise was added")]
+    return facts([*lines, *spent, *sums, *told["metrics"].items(), ("signatures", len(view["signatures"]))])
+
+
 def models(views: list[dict[str, Any]]) -> str:
     rows = [(v["digest"][:SHORT], v["algorithm"], v["job_name"], v["stage"], v["created"]) for v in views]
     return table(["digest", "algorithm", "job", "stage", "created"], rows, empty="no models yet")

@@ -154,6 +154,8 @@ class Checker:
     def add(self, number: int, body: bytes, nodes: bytes) -> None:
         """The next entry, and the hashes that lie beside it."""
         awaited = self._log.number + 1
+        if number == awaited - 1:
+            raise AuditBroken(f"entry {number} is there twice", number=number)
         if number != awaited:
             raise AuditBroken(f"entry {awaited} is missing: the next one has the number {number}", number=awaited)
         if b"".join(self._log.add(tree.leaf(number, body))) != nodes:

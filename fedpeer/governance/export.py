@@ -223,6 +223,8 @@ def _parse(name: str, lines: Iterable[bytes]) -> Iterator[Line]:
             if len(text) > MAX_LINE:
                 raise msgspec.DecodeError(f"longer than {MAX_LINE} bytes")
             line = _decoder.decode(text)
+            if _encoder.encode(line) != text.removesuffix(b"\n"):  # the same said otherwise: a byte was changed
+                raise msgspec.DecodeError("not as it was written")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             where = f"entry {number + 1}" if number else "what stands before the entries"
             raise AuditBroken(

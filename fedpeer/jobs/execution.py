@@ -264,7 +264,14 @@ class Execution:
             parties = list(self.peer_of.values())
             values, sum_hash = total.values, total.sum_hash
             survivors = sorted(parties.index(peer) for peer in total.survivors)
-            await self._journal(turn, k, "sum", asked, pieces(*codec.pack_value([values, survivors, sum_hash])))
+            kept = await self._keep(pieces(*codec.pack_value([values, survivors, sum_hash])), turn, k)
+            over = [alias for alias, peer in self.peer_of.items() if peer in total.survivors]
+
+            def commit(tx: Transaction) -> None:
+                checkpoint.answer(tx, self.contract, self.stage_id, turn, k, "sum", asked, kept)
+                checkpoint.summed(tx, self.contract, self.stage_id, turn, over)
+
+            await self.store.write(commit)
         else:
             values, survivors, sum_hash = codec.unpack_value(*split(payload))
         self.history = names.history_after_sum(self.history, survivors, sum_hash)

@@ -18,6 +18,7 @@ Rules
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -45,7 +46,7 @@ from fedpeer.errors import (
     StoreError,
 )
 from fedpeer.events import Events
-from fedpeer.governance import approvals, audit, heads
+from fedpeer.governance import answered, approvals, audit, budget, heads, passport, policy
 from fedpeer.governance.approvals import who
 from fedpeer.jobs import archive, checkpoint, contract, lifecycle
 from fedpeer.jobs.answer.service import Answers, Refused
@@ -73,10 +74,21 @@ MAX_UNAGREED = 200
 """Jobs of one other initiator that are kept when they are over though they were never agreed."""
 
 
+GOVERNANCE = (
+    policy.SCHEMA,
+    answered.SCHEMA,
+    approvals.SCHEMA,
+    budget.SCHEMA,
+    audit.SCHEMA,
+    heads.SCHEMA,
+    passport.SCHEMA,
+)
+
+
 class Jobs:
     """All jobs of this daemon."""
 
-    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, approvals.SCHEMA, audit.SCHEMA, heads.SCHEMA]
+    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, *GOVERNANCE]
 
     def __init__(
         self,
@@ -358,12 +370,24 @@ class Jobs:
     async def _say_done(self, job: Job) -> None:
         histories = await self._store.read(lambda tx: archive.stages(tx, job.id))
         outputs = await self._store.read(lambda tx: archive.outputs(tx, job.id))
-        equal = [(kept.stage, kept.name, kept.digest) for kept in outputs if (kept.stage, kept.name) in job.common]
+        equal = [kept for kept in outputs if (kept.stage, kept.name) in job.common]
         if job.failure is not None:
             return
         job.complete = True
-        body = codec.encode(Done(tuple(sorted(histories.items())), tuple(equal)))
-        await job.write(lambda tx: self._mesh.publish(tx, job.id, lifecycle.DONE, "", body))
+        body = codec.encode(
+            Done(tuple(sorted(histories.items())), tuple((kept.stage, kept.name, kept.digest) for kept in equal))
+        )
+
+        def say(tx: Transaction) -> None:
+            for kept in equal:
+                if kept.kind == "model":  # before "done": who has heard that has its signature too
+                    data = passport.document(_passport(job, kept, histories[kept.stage], tx))
+                    passport.keep(tx, job.id, kept.stage, kept.name, data)
+                    slot = f"{kept.stage}.{kept.name}"
+                    self._mesh.publish(tx, job.id, passport.PASSPORT, slot, passport.digest(data))
+            self._mesh.publish(tx, job.id, lifecycle.DONE, "", body)
+
+        await job.write(say)
         job.judge()
 
     async def _end(self, job: Job) -> None:
@@ -384,6 +408,7 @@ class Jobs:
             if error is not None and error is job.failure and not refused:
                 self._mesh.publish(tx, job.id, lifecycle.ABORT, "", codec.encode(lifecycle.abort_of(error)))
             self._mesh.publish(tx, job.id, lifecycle.ENDED, "", codec.encode(ended))
+            passport.gather(tx, job.id, self._roster.card_text)
             return checkpoint.drop(tx, job.id), archive.unpin_snapshots(tx, job.id)
 
         with trio.CancelScope(shield=True):  # nothing else runs for it any more; one commit, and the files after it
@@ -417,6 +442,7 @@ class Jobs:
         surplus = self._surplus(job.contract.peer_of[job.contract.initiator])
 
         def close(tx: Transaction) -> None:
+            passport.gather(tx, job.id, self._roster.card_text)
             self._mesh.say_farewell(tx, job.id, lifecycle.ENDED, until=until, now=self._seconds())
             self._aggregation.forget(tx, job.id)
             self._mesh.close_scope(tx, job.id)
@@ -452,6 +478,42 @@ class Jobs:
 
     def _seconds(self) -> int:
         return seconds_of(self._now())
+
+
+def _passport(
+    job: Job, kept: archive.KeptOutput, history: bytes, tx: Transaction, cost: tuple[float, float] | None = None
+) -> passport.Passport:
+    """The passport of a model that is equal at all who have a role in its stage.
+
+    `cost`: (ε, δ) of the stage as the contract states it, None if it adds no noise.
+    """
+    read, entry = job.contract, job.contract.stage(kept.stage)
+    ran = passport.ran(tx, job.id, kept.stage)
+    metrics, metrics_left_out = passport.metrics(kept.facts["facts"])
+    sums, sums_left_out = passport.sums(ran)
+    return passport.Passport(
+        contract=job.id.hex(),
+        job=read.name,
+        purpose=read.purpose,
+        initiator=read.initiator,
+        participants=read.peer_of,
+        stage=entry.id,
+        output=kept.name,
+        run=entry.run,
+        declaration=entry.declaration.hex(),
+        params=json.loads(entry.params),
+        contributors=[alias for alias, _ in entry.roles],
+        rounds=ran.rounds,
+        history=history.hex(),
+        sums=sums,
+        sums_left_out=sums_left_out,
+        epsilon=cost[0] if cost else None,
+        delta=cost[1] if cost else None,
+        model=kept.digest.hex(),
+        algorithm=kept.facts["algorithm"],
+        metrics=metrics,
+        metrics_left_out=metrics_left_out,
+    )
 
 
 def _one(error: BaseException) -> BaseException:

@@ -20,7 +20,7 @@ from fedpeer import artifact
 from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.errors import JobError, PolicyError
-from fedpeer.governance import answered, approvals, budget, policy
+from fedpeer.governance import answered, approvals, budget, passport, policy
 from fedpeer.governance.answered import Cohort
 from fedpeer.governance.decision import Ask
 from fedpeer.jobs import archive, checkpoint, contract
@@ -192,6 +192,7 @@ class Stages:
 
             def end(tx: Transaction) -> list[bytes]:
                 archive.end_stage(tx, job.id, entry.id, history, kept)
+                passport.keep_ran(tx, job.id, entry.id, checkpoint.ran(tx, job.id, entry.id))
                 return checkpoint.drop(tx, job.id, entry.id)
 
             for digest in await job.write(end, ("stage_done", {"stage": entry.id, "outputs": told})):

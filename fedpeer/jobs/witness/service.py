@@ -169,7 +169,7 @@ class Witness:
             self._publish(tx, HEAD, when, head)
             for i, growth in enumerate(growths):
                 self._publish(tx, GROWTH, f"{when}/{i}", growth)
-            heads.keep(tx, me, head, heads.signed(tx, job.id, HEAD, when, me), job.id, self._card(me))
+            heads.keep(tx, me, head, heads.signed(tx, job.id, HEAD, when, me), job.id, self._mesh.roster.card_text(me))
             return head, sorted(peer for peer, named in points.items() if not named <= held)
 
         first = not self._said
@@ -217,8 +217,10 @@ class Witness:
             self._publish(tx, COSIGN, slot, Cosign(named))
             raw = heads.signed(tx, scope, COSIGN, slot, me)
             for peer, when, head, required in passed:
-                heads.keep(tx, peer, head, heads.signed(tx, scope, HEAD, when, peer), scope, self._card(peer))
-                heads.co_signed(tx, peer, (head.number, head.root), me, raw, self._card(me))
+                heads.keep(
+                    tx, peer, head, heads.signed(tx, scope, HEAD, when, peer), scope, self._mesh.roster.card_text(peer)
+                )
+                heads.co_signed(tx, peer, (head.number, head.root), me, raw, self._mesh.roster.card_text(me))
                 heads.move_tip(tx, peer, required, (head.number, head.root))
 
         await self._job.write(write)
@@ -252,13 +254,9 @@ class Witness:
         def write(tx: Transaction) -> None:
             for peer, slot, point in ours:
                 raw = heads.signed(tx, self._job.id, COSIGN, slot, peer)
-                heads.co_signed(tx, self._mesh.me, point, peer, raw, self._card(peer))
+                heads.co_signed(tx, self._mesh.me, point, peer, raw, self._mesh.roster.card_text(peer))
 
         if ours:
             await self._job.write(write)
         del self._cosigns[: len(cosigns)]
         self._backed |= {(peer, mine[point]) for peer, _, point in ours}
-
-    def _card(self, peer: str) -> str:
-        card = self._mesh.roster.get(peer)
-        return card.text if card is not None else ""
