@@ -25,21 +25,23 @@ import trio
 from fedpeer import config as configuration
 from fedpeer import log as logging
 from fedpeer import stage, systemd
+from fedpeer.admin import caller
 from fedpeer.admin import service as admin
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.config import Config
 from fedpeer.data.catalog import Catalog
 from fedpeer.events import Events
-from fedpeer.governance import answered, policy
+from fedpeer.governance import audit
 from fedpeer.identity import Identity, load_key_file
 from fedpeer.jobs.contract import FindStage
 from fedpeer.jobs.execution import StartWorker
+from fedpeer.jobs.job.service import time_of
 from fedpeer.jobs.lifecycle import TERMINAL
 from fedpeer.jobs.service import Jobs
 from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.service import Mesh
 from fedpeer.network import Network, TcpNetwork
-from fedpeer.store import RunInThread, Store
+from fedpeer.store import Record, RunInThread, Store
 from fedpeer.worker.protocol import Start
 from fedpeer.worker.service import WorkerProcess
 
@@ -72,6 +74,7 @@ class Daemon:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         find: FindStage = stage.find,
     ) -> None:
+        self._now = now
         self.config = config
         self.identity = identity
         self.name = config.name
@@ -80,7 +83,6 @@ class Daemon:
         self.events = Events()
         self.log = structlog.get_logger()
         schemas = [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
-        schemas += [policy.SCHEMA, answered.SCHEMA]
         self.store = Store(config.state, schemas, run_store)
         self.store.sweep(schemas)
         self.connections = Connections(
@@ -111,6 +113,12 @@ class Daemon:
             now=now,
             find=find,
         )
+
+    def record(self, event: str) -> Record:
+        """What appends this event, and who asked for it, to the audit log in the transaction it is about."""
+        by, time = caller.current(), time_of(self._now())
+        who = {} if by is None else {"uid": by.uid, "user": by.user}
+        return lambda tx, facts: audit.append(tx, time, event, None, {**facts, **who})
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live until cancelled. Started when this peer listens and the jobs of the last run go on."""

@@ -103,6 +103,17 @@ class Equivocation(TrustError):
     code = "equivocation"
 
 
+class AuditBroken(TrustError):
+    """The audit log is not what it was. Keep it and its store as they are, and ask the partners what they co-signed."""
+
+    code = "audit"
+
+    def __init__(self, message: str = "", *, hint: str = "", peer: str = "", number: int = 0) -> None:
+        super().__init__(message, hint=hint, peer=peer)
+        self.number = number
+        """the first entry that is wrong or missing, or may be"""
+
+
 # jobs
 
 
@@ -117,6 +128,12 @@ class GateClosed(PolicyError):
     """A stage tried to let something out that it had not declared. Nothing was sent; the job fails."""
 
     code = "gate"
+
+
+class BudgetSpent(PolicyError):
+    """The privacy budget of a dataset does not allow it. Nothing was sent; it grows again as a year passes."""
+
+    code = "budget"
 
 
 class JobError(FedpeerError):

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ from fedpeer.crypto import hash_
 from fedpeer.errors import ContractError, DataError, StageError
 
 MAX_PEERS = 200
+EXTRAS = {"dp": ("dp_accounting", "opendp")}
+"""What `pip install fedpeer[NAME]` brings beyond fedpeer itself: the modules that stages of this extra import."""
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -278,6 +281,8 @@ class Stage:
     """(params, n_features) → how many numbers its model fits to the rows; not part of the declaration."""
     cost: Callable[[Any], tuple[float, float] | None] | None = None
     """params → (epsilon, delta) of one run, None without noise; not part of the declaration."""
+    extra: str = ""
+    """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
 
     @property
     def name(self) -> str:
@@ -315,6 +320,10 @@ class Stage:
         declared = self.messages.get(tag)
         return (declared if isinstance(declared, Sum) else Sum("")).codecs
 
+    def missing(self) -> list[str]:
+        """The modules of its extra that are not installed here."""
+        return [module for module in EXTRAS.get(self.extra, ()) if importlib.util.find_spec(module) is None]
+
     def check_outputs(self, result: Any) -> dict[str, Output | None]:
         """What the function returned, if it is a dict of exactly the declared outputs; else StageError."""
         if not isinstance(result, dict) or result.keys() != self.outputs.keys():
@@ -341,6 +350,7 @@ def stage(
     params: type[Params] = Params,
     parameters: Callable[[Any, int], int] | None = None,
     cost: Callable[[Any], tuple[float, float] | None] | None = None,
+    extra: str = "",
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
 
@@ -358,8 +368,10 @@ def stage(
         for port, cls in [*inputs.items(), *outputs.items()]:
             if cls not in KINDS.values():
                 raise TypeError(f"{where}: {port!r} is not a Table, Rows, Model or Report")
+        if extra and extra not in EXTRAS:
+            raise TypeError(f"{where}: there is no extra {extra!r}")
         return Stage(
-            function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages), parameters, cost
+            function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages), parameters, cost, extra
         )
 
     return declare

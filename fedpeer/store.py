@@ -78,6 +78,14 @@ class Transaction:
         return self._connection.execute(sql, values).fetchall()
 
 
+Record = Callable[[Transaction, dict[str, Any]], object]
+"""Adds facts to the audit log in the transaction that they are about (governance/audit.py)."""
+
+
+def unrecorded(_tx: Transaction, _facts: dict[str, Any]) -> None:
+    """A Record for what nobody asked for."""
+
+
 async def call_directly(function: Callable[[], T], /) -> T:
     """A RunInThread for simulations and for tests without threads."""
     return function()

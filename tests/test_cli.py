@@ -32,7 +32,16 @@ import trio
 
 from fedpeer import cli
 from fedpeer.admin import screen, service
-from fedpeer.admin.commands import COMMANDS, CardView, PolicyView, StatusView
+from fedpeer.admin.commands import (
+    COMMANDS,
+    AccountView,
+    BudgetView,
+    CardView,
+    ChargeView,
+    EntryView,
+    PolicyView,
+    StatusView,
+)
 from fedpeer.data.catalog import DatasetView
 from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
@@ -109,6 +118,16 @@ MODEL = ModelView(
     created="t",
     facts={"n": 3},
 )
+PASSPORT = {
+    "fedpeer_passport": 1,
+    "passport": {
+        "contract": JOB, "job": "bre\x1b[31mast", "contributors": ["clinic", "bank"], "rounds": 7, "epsilon": None,
+        "sums": [{"survivors": ["clinic", "bank"], "first_turn": 1, "last_turn": 7, "sums": 14}],
+        "metrics": {"auc": 0.91}, "model": "cd" * 32,
+    },
+    "cards": [], "signatures": ["AA==", "AA=="],
+}  # fmt: skip
+ENTRY = EntryView(number=4, time="t", event="peer_added\x1b[31m", job=JOB, facts={"name": "ba\x1b[31mnk"})
 POLICY = PolicyView(number=3, text="# ours\nmin_rows = 50 # \x1b[2J\n", uid=0, time="t")
 DECISION = DecisionView(
     verdict="ask",
@@ -144,6 +163,14 @@ APPROVALS = ApprovalsView(
     ],
     standing=[STANDING],
 )
+ACCOUNT = AccountView(
+    dataset="rows", partner="fp1b", name="bank\x1b[2J", epsilon=0.8, left=2.2, delta=1e-8, stages=1, last="t"
+)
+BUDGET = BudgetView(
+    dataset="rows", per_year=3.0, per_job=None, accounts=[ACCOUNT],
+    charges=[ChargeView(time="t", job=JOB, stage="describe", run="horizontal.statistics:private", partner="fp1b",
+                        name="bank\x1b[2J", epsilon=0.8, delta=1e-8)],
+)  # fmt: skip
 CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
 STATUS = StatusView(
     name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
@@ -172,7 +199,10 @@ class Peer:
             "job.review": REVIEW, "job.approve": job_view("proposed"), "job.deny": job_view("proposed"),
             "approvals.list": APPROVALS, "approvals.revoke": STANDING,
             "policy.show": POLICY, "policy.set": POLICY, "policy.test": DECISION,
+            "budget.list": [ACCOUNT], "budget.show": BUDGET,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
+            "audit.list": [ENTRY], "audit.show": ENTRY, "audit.accept": {"id": "fp1b", "name": "bank", "known": 7},
+            "audit.export": b"", "model.passport": PASSPORT,
         }  # fmt: skip
         self._ready = threading.Event()
         self._heard = threading.Condition()
@@ -294,9 +324,16 @@ VERBS: dict[str, tuple[str, ...]] = {
     "policy.show": ("policy", "show"),
     "policy.set": ("policy", "set", "-"),
     "policy.test": ("policy", "test", "--job", "-"),
+    "budget.list": ("budget", "list"),
+    "budget.show": ("budget", "show", "rows"),
     "model.list": ("model", "list"),
     "model.show": ("model", "show", "cd"),
     "model.predict": ("model", "predict", "cd", "rows"),
+    "model.passport": ("model", "passport", "cd"),
+    "audit.list": ("audit", "list", "--job", "ab12"),
+    "audit.show": ("audit", "show", "4"),
+    "audit.export": ("audit", "export", os.devnull),
+    "audit.accept": ("audit", "accept", "bank", "--yes"),
 }
 
 
@@ -331,6 +368,14 @@ def test_a_verb_asks_the_daemon_and_shows_the_answer(
         assert (envelope["v"], envelope["ok"]) == (1, True)
         assert name == "dataset.remove" or envelope["data"]
         monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+
+
+def test_a_budget_is_shown_with_its_limits_and_its_charges(peer: Peer, run: Run) -> None:
+    shown = run("budget", "show", "rows")[1]
+    for text in ("a partner and year  ε = 3", "a job               no limit", "horizontal.statistics:private", "2.2"):
+        assert text in shown
+    peer.answers["budget.list"] = []
+    assert run("budget", "list")[1] == "nothing was charged in the last year\n"
 
 
 def test_the_log_names_who_is_in_a_sum(peer: Peer, run: Run) -> None:

@@ -33,7 +33,7 @@ from fedpeer.data import csv, parquet
 from fedpeer.data.columns import TEXT, TYPES, BadCell, refuse
 from fedpeer.errors import DataError, NotFound, UsageError
 from fedpeer.stage import Table
-from fedpeer.store import RunInThread, Schema, Store, Transaction
+from fedpeer.store import Record, RunInThread, Schema, Store, Transaction, unrecorded
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -97,6 +97,7 @@ class Catalog:
         label: str | None,
         *,
         text: Collection[str] = (),
+        record: Record = unrecorded,
     ) -> DatasetView:
         """Offer the source at `uri` by this name, after reading it once. Columns named in `text` are read as text.
 
@@ -115,6 +116,7 @@ class Catalog:
                 raise _taken(name)
             row = (view.name, view.uri, view.id, view.label, view.rows, json.dumps(view.columns))
             tx.execute("INSERT INTO dataset VALUES (?, ?, ?, ?, ?, ?)", row)
+            record(tx, {"dataset": name, "rows": view.rows, "columns": len(view.columns), "id": id, "label": label})
 
         await self._store.write(insert)
         return view
@@ -127,12 +129,13 @@ class Catalog:
         """One dataset. Raises NotFound, with the nearest name."""
         return await self._store.read(lambda tx: _get(tx, name))
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, record: Record = unrecorded) -> None:
         """Offer it no longer; the source and snapshots that jobs hold stay. Raises NotFound."""
 
         def delete(tx: Transaction) -> None:
             _get(tx, name)
             tx.execute("DELETE FROM dataset WHERE name = ?", (name,))
+            record(tx, {"dataset": name})
 
         await self._store.write(delete)
 

@@ -207,6 +207,10 @@ class Federation(Mapping[str, Organization]):
             for other in self.values():
                 if one is not other:
                     await one.daemon.connections.add_peer(other.daemon.connections.card.text)
+        await self.connected()
+
+    async def connected(self) -> None:
+        """Wait until everybody is connected with everybody."""
         while not all(peer.connected for one in self.values() for peer in one.daemon.connections.peers()):  # noqa: ASYNC110
             await trio.sleep(0.1)
 

@@ -24,7 +24,7 @@ from fedpeer.errors import ConfigError, UsageError
 from fedpeer.governance import policy
 from fedpeer.store import Store
 
-LOCAL = {"init", "run", "config.show", "events", "job.watch", "policy.edit"}
+LOCAL = {"init", "run", "config.show", "events", "job.watch", "policy.edit", "audit.verify", "model.verify"}
 """verbs that are no row of the table"""
 
 

@@ -119,7 +119,7 @@ def tables(read: Contract, entry: StageEntry, alias: str, find: FindStage) -> di
 
 def _dataset(name: str, facts: DatasetFacts, entry: StageEntry, alias: str, params: Params) -> DatasetAsk:
     named = getattr(params, "columns", None)
-    columns = tuple(named) if isinstance(named, list | tuple) and named else facts.columns
+    columns = tuple(named) if isinstance(named, list | tuple | dict) and named else facts.columns
     whole = f"{DATASET}{name}" in entry.sources(alias).values()  # else which rows it will be is known when it begins
     return DatasetAsk(
         name,
