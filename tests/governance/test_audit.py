@@ -429,7 +429,7 @@ def test_a_log_cut_off_with_its_signatures_is_found_by_the_file_of_a_partner(sto
     assert export.verify([("a.log", cut)])[0].entries == 6
     theirs = Store(tmp_path / "bob", [records.SCHEMA, audit.SCHEMA, heads.SCHEMA])
     witnessed_there = [line for line in lines if b"head" in line or b"cosign" in line or b"card" in line]
-    top = export._lines([export.Line(fedpeer_audit=1, owner=BOB.id)])
+    top = export.lines([export.Line(fedpeer_audit=1, owner=BOB.id)])
     theirs.close()
     error = refused(cut, [top, *witnessed_there])
     assert (error.number, "bob" in error.message) == (7, True)
@@ -446,7 +446,7 @@ def test_signatures_of_others_and_of_other_things_do_not_count(store: Store) -> 
         (record(EVE, heads.HEAD, "x", head).replace(EVE.id.encode(), ALICE.id.encode()), "head"),  # not her signature
         (record(BOB, heads.COSIGN, "x", head), "cosign"),
     ):
-        line = export._lines([export.Line(**{kind: raw})])
+        line = export.lines([export.Line(**{kind: raw})])
         assert "altered" in refused([*lines[:2], line, *lines[2:]]).message
     assert "no audit log" in refused(lines[1:]).message
     assert "newer" in refused([lines[0].replace(b":1,", b":2,"), *lines[1:]]).message
