@@ -163,10 +163,11 @@ def test_any_flipped_bit_is_found_and_named(count: int, data: st.DataObject) -> 
         (lambda rows: rows.insert(4, rows[3]), 4),
         (lambda rows: rows.__setitem__(slice(4, 6), [rows[5], rows[4]]), 5),
         (lambda rows: rows.__setitem__(slice(4, 6), [(5, *rows[5][1:]), (6, *rows[4][1:])]), 5),
+        (lambda rows: rows.__setitem__(slice(4, 7), [(5, *rows[6][1:]), rows[5], (7, *rows[4][1:])]), 5),
         (lambda rows: rows.clear(), 1),
         (lambda rows: rows.__delitem__(slice(7, None)), 8),
     ],
-    ids=["removed", "inserted", "twice", "reordered", "reordered and renumbered", "emptied", "cut off"],
+    ids=["removed", "inserted", "twice", "reordered", "reordered and renumbered", "exchanged", "emptied", "cut off"],
 )
 def test_what_is_removed_inserted_reordered_or_cut_off_is_named(
     store: Store, alter: Callable[[Rows], object], number: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from trio.abc import Clock
 from fedpeer import stage as stages
 from fedpeer.admin import caller
 from fedpeer.admin.commands import COMMANDS
-from fedpeer.errors import AuditBroken
+from fedpeer.errors import AuditBroken, NotFound
 from fedpeer.governance import audit, export, heads, passport
 from fedpeer.jobs import service
 from fedpeer.jobs.views import JobView
@@ -67,9 +66,8 @@ async def run_job(peers: Federation, name: str = "job", text: str = NOTE) -> dic
 
 async def exported(peers: Federation, name: str) -> list[bytes]:
     """The lines of a peer's audit log, as `fedpeer audit export` writes them."""
-    daemon, pages, since = peers[name].daemon, b"", 0
-    card = daemon.connections.card
-    while page := await daemon.store.read(partial(export.page, owner=card.id, card=card.text, since=since)):
+    command, pages, since = COMMANDS["audit.export"], b"", 0
+    while page := await command.handler(peers[name].daemon, command.check({"since": since})):
         pages += page
         since = since + page.count(b"\n") if since else 1
     return pages.splitlines(keepends=True)
@@ -167,10 +165,10 @@ async def test_a_log_that_lost_or_changed_its_history_is_found_by_the_partners_a
         with pytest.raises(AuditBroken, match="carol"):
             export.verify(list(files.items()))
 
-        accepting = [peers[name].daemon for name in ("alice", "bob")]
-        for daemon in accepting:
-            carol = daemon.connections.peer("carol").id
-            await daemon.store.write(lambda tx, carol=carol: heads.accept(tx, carol))
+        command = COMMANDS["audit.accept"]
+        for name in ("alice", "bob"):
+            assert (await command.handler(peers[name].daemon, command.check({"ref": "carol"})))["known"] > 0
+            assert (await events(peers, name))[-1] == "history_accepted"
         await run_job(peers, "fourth")
         for name in ("alice", "bob"):
             assert (await events(peers, name)).count("history_changed") == 1
@@ -232,6 +230,12 @@ async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
         assert [entry.event for entry in told] == ["peer_added", "dataset_added", "dataset_removed", "peer_removed"]
         assert {(entry.facts["uid"], entry.facts["user"]) for entry in told} == {(1234, "ann")}
         assert told[1].facts["rows"] == 2
+        shown = COMMANDS["audit.show"].handler(alice, COMMANDS["audit.show"].check({"number": 2}))
+        assert (await shown).event == "dataset_added"
+        listed = COMMANDS["audit.list"].handler(alice, COMMANDS["audit.list"].check({"job": "ab" * 32}))
+        assert await listed == []
+        with pytest.raises(NotFound):
+            await COMMANDS["audit.show"].handler(alice, COMMANDS["audit.show"].check({"number": 9}))
 
 
 async def test_a_model_has_one_passport_at_all_signed_by_all(autojump_clock: Clock, quick_path: Path) -> None:
