@@ -495,7 +495,8 @@ async def audit_list(daemon: Daemon, ask: SomeEntries) -> list[EntryView]:
     """List entries of the audit log, oldest first: what was decided and done here."""
     from fedpeer.governance import audit
 
-    job = bytes.fromhex((await daemon.jobs.get(ask.job)).id) if ask.job else b""
+    known = re.fullmatch("[0-9a-f]{64}|", ask.job)  # a whole id: perhaps of a job that is forgotten here
+    job = bytes.fromhex(ask.job if known else (await daemon.jobs.get(ask.job)).id)
     found = await daemon.store.read(lambda tx: audit.entries(tx, job=job, since=ask.since, limit=ask.limit))
     return [_entry(entry) for entry in found]
 

@@ -22,7 +22,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 
@@ -71,6 +71,8 @@ LogLines = list[LogLine]
 
 MAX_PROPOSED = 64
 """Jobs of one initiator that live here or are served at a time; more of its contracts are not taken."""
+MAX_PER_DAY = 200
+"""Contracts of one other initiator that are taken within 24 hours: each leaves entries in the audit log for ever."""
 MAX_UNAGREED = 200
 """Jobs of one other initiator that are kept when they are over though they were never agreed."""
 
@@ -241,6 +243,11 @@ class Jobs:
             not job.closed and job.contract.peer_of[job.contract.initiator] == record.sender
             for job in self._jobs.values()
         )
+        yesterday = time_of(self._now() - timedelta(days=1))
+        recent = sum(
+            job.view.created > yesterday and job.contract.peer_of[job.contract.initiator] == record.sender
+            for job in self._jobs.values()
+        )
         wrong = {
             "its id is not its hash": contract.contract_id(record.body) != record.scope,
             "it is not sent by its initiator": read.peer_of.get(read.initiator) != record.sender,
@@ -249,6 +256,7 @@ class Jobs:
             "it expired": read.expires <= self._seconds(),
             "the initiator has too many jobs here": living >= MAX_PROPOSED,
             "the disk is full": self._store.scarce,
+            "the initiator proposed too many contracts within a day": recent >= MAX_PER_DAY,
         }
         if any(wrong.values()):
             reason = next(reason for reason, holds in wrong.items() if holds)
