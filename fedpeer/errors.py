@@ -113,6 +113,12 @@ class GateClosed(PolicyError):
     code = "gate"
 
 
+class SandboxError(PolicyError):
+    """A worker cannot be confined here as the policy requires. The message names the layer, the hint the remedy."""
+
+    code = "sandbox"
+
+
 class JobError(FedpeerError):
     """A job did not end with a result."""
 

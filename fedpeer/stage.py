@@ -35,9 +35,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -355,10 +357,17 @@ def stage(
     return declare
 
 
-def find(name: str) -> Stage:
-    """The stage of a name such as "horizontal.logistic:fit". Raises ContractError, naming near misses."""
+def find(name: str, own: Collection[str] = ()) -> Stage:
+    """The stage of a name such as "horizontal.logistic:fit". Raises ContractError, naming near misses.
+
+    `own`: the names of stages in modules that this organization has installed beside fedpeer ("bank.scoring:fit"), as
+    its policy lists them; nothing else outside fedpeer.algorithms is looked at. They are imported where they are
+    looked for: in the daemon, too, which needs the declaration.
+    """
     module, _, function = name.partition(":")
     parts = module.split(".")
+    if name in own:
+        return _own(module, function)
     if len(parts) != 2 or not function or not all(part.isidentifier() for part in (*parts, function)):
         raise ContractError(f"{name!r} is not the name of a stage", hint='written as "horizontal.logistic:fit"')
     try:
@@ -370,6 +379,38 @@ def find(name: str) -> Stage:
             hint = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
             raise ContractError(f"there is no algorithm {module!r}", hint=hint) from None
         raise
+    return _declared(loaded, module, function)
+
+
+def check_own(name: str) -> None:
+    """Whether a name may be that of a stage of one's own. Raises ContractError; nothing is imported."""
+    module, _, function = name.partition(":")
+    parts = module.split(".")
+    if not function.isidentifier() or not all(part.isidentifier() for part in parts):
+        raise ContractError(f"{name!r} is not the name of a stage", hint='written as "bank.scoring:fit"')
+    ours = {"fedpeer", *(known.partition(".")[0] for known in _algorithms())}
+    if parts[0] in ours or parts[0] in sys.stdlib_module_names:
+        raise ContractError(
+            f"{name!r} cannot be a stage of your own: {parts[0]!r} is a name of fedpeer's or of Python's",
+            hint="put the module into a package with a name of your own, for example of your organization",
+        )
+
+
+def _own(module: str, function: str) -> Stage:
+    check_own(f"{module}:{function}")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise ContractError(
+                f"there is no module {module!r} here, which the policy names",
+                hint=f"install its package into the environment of the daemon: {sys.prefix}",
+            ) from None
+        raise
+    return _declared(loaded, module, function)
+
+
+def _declared(loaded: ModuleType, module: str, function: str) -> Stage:
     found = vars(loaded).get(function)
     if not isinstance(found, Stage) or found.function.__module__ != loaded.__name__:
         others = ", ".join(sorted(key for key, value in vars(loaded).items() if isinstance(value, Stage)))

@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # peers.map is the parallelism; Arrow's pool heeds this one too
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # a thread that is there at the start cannot be confined
 }
 LOG_BYTES = 64 * 1024
 MAX_LINE = 400
