@@ -53,6 +53,7 @@ SOCKET: Final = 0
 def main() -> None:
     """Run the stage that the daemon asks for, confined."""
     sandbox.keep_private()
+    sandbox.keep_streams_only()
     sys.stdin = None  # a stage that reads it fails, and swallows no answer
     daemon = Connection(socket.socket(fileno=SOCKET))
     try:

@@ -145,6 +145,11 @@ def keep_private() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def keep_streams_only() -> None:
+    """Close every descriptor but 0, 1 and 2: one that was left open in the daemon would be a way around all layers."""
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
 def die_with_parent(parent: int) -> None:
     """In a forked child: be killed when the thread that forked it ends, also if it has ended already."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -221,7 +226,7 @@ def readable(modules: Sequence[str] = ()) -> list[Path]:
         found += map(Path, importlib.import_module(name).__path__)
     for module in modules:
         found += _package_of(module)
-    return sorted({path.resolve() for path in found if path.exists()})
+    return sorted({path.resolve() for path in found if os.access(path, os.R_OK)})
 
 
 def _package_of(module: str) -> Iterator[Path]:

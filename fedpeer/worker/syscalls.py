@@ -34,7 +34,7 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data;
 
 @dataclass(frozen=True)
 class Machine:
-    """What differs between processors: which column of `_CALLS`, and the name of its calls in audit.h."""
+    """What differs between processors: which column of `CALLS`, and the name of its calls in audit.h."""
 
     column: int
     architecture: int
@@ -44,7 +44,7 @@ class Machine:
 MACHINES: Final = {"x86_64": Machine(0, 0xC000003E, 317), "aarch64": Machine(1, 0xC00000B7, 277)}
 
 # name: (x86_64, aarch64); -1 where the machine does not have it
-_CALLS: Final[dict[str, tuple[int, int]]] = {
+CALLS: Final[dict[str, tuple[int, int]]] = {
     # files that are open, or may be read
     "read": (0, 63),
     "readv": (19, 65),
@@ -249,7 +249,7 @@ def program(machine: Machine, process: int) -> bytes:
         _instruction(_RETURN, KILL),
         _instruction(_LOAD, _NUMBER),
     ]
-    for name, numbers in _CALLS.items():
+    for name, numbers in CALLS.items():
         if (number := numbers[machine.column]) >= 0:
             allow = [code for check in checks.get(name, ()) for code in check.code()]
             allow.append(_instruction(_RETURN, ALLOW))
