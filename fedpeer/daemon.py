@@ -30,6 +30,7 @@ from fedpeer.aggregation.service import Aggregation
 from fedpeer.config import Config
 from fedpeer.data.catalog import Catalog
 from fedpeer.events import Events
+from fedpeer.governance import answered, policy
 from fedpeer.identity import Identity, load_key_file
 from fedpeer.jobs.contract import FindStage
 from fedpeer.jobs.execution import StartWorker
@@ -72,10 +73,12 @@ class Daemon:
         self.config = config
         self.identity = identity
         self.name = config.name
+        self.now = now
         self.started_at = now()
         self.events = Events()
         self.log = structlog.get_logger()
         schemas = [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
+        schemas += [policy.SCHEMA, answered.SCHEMA]
         self.store = Store(config.state, schemas, run_store)
         self.store.sweep(schemas)
         self.connections = Connections(

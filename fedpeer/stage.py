@@ -18,6 +18,9 @@ The same coroutine function runs at every participant, in a worker process that 
 that this role does not produce is None). It may await nothing but methods of `peers`, and takes chance from
 `peers.random` only: the same inputs must give the same bytes, for a turn may be repeated after a crash.
 
+A stage that returns a model says how many numbers it fits (`parameters`), and one that adds noise what it costs
+(`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say.
+
 `messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
 gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
 and agreed values and no send: it cannot show one peer's numbers to another even by mistake. A total over few rows
@@ -273,6 +276,10 @@ class Stage:
     inputs: Mapping[str, type]
     outputs: Mapping[str, type]
     messages: Mapping[str, Message]
+    parameters: Callable[[Any, int], int] | None = None
+    """(params, n_features) → how many numbers its model fits to the rows; not part of the declaration."""
+    cost: Callable[[Any], tuple[float, float] | None] | None = None
+    """params → (epsilon, delta) of one run, None without noise; not part of the declaration."""
 
     @property
     def name(self) -> str:
@@ -334,6 +341,8 @@ def stage(
     outputs: Mapping[str, type],
     messages: Mapping[str, Message],
     params: type[Params] = Params,
+    parameters: Callable[[Any, int], int] | None = None,
+    cost: Callable[[Any], tuple[float, float] | None] | None = None,
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
 
@@ -351,8 +360,9 @@ def stage(
         for port, cls in [*inputs.items(), *outputs.items()]:
             if cls not in KINDS.values():
                 raise TypeError(f"{where}: {port!r} is not a Table, Rows, Model or Report")
-        declared = Stage(function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages))
-        return declared
+        return Stage(
+            function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages), parameters, cost
+        )
 
     return declare
 

@@ -24,6 +24,7 @@ LAYERS = [
     ("fedpeer.artifact", 1),
     ("fedpeer.worker.protocol", 1),
     ("fedpeer.worker.main", 5),
+    ("fedpeer.admin.caller", 0),
     ("fedpeer.daemon", 8),
     ("fedpeer.cli", 8),
     ("fedpeer.testing", 8),

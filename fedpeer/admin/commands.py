@@ -16,14 +16,16 @@ This page is imported by the client and the command line too, so at run time it 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
 
+from fedpeer.admin import caller
 from fedpeer.config import nearest
 from fedpeer.errors import StoreError, UsageError
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from fedpeer.events import Events
     from fedpeer.identity import Card, Identity
     from fedpeer.jobs.service import Jobs
-    from fedpeer.jobs.views import JobView, LogLine, ModelView
+    from fedpeer.jobs.views import DecisionView, JobView, LogLine, ModelView
     from fedpeer.mesh.connections.service import Connections
     from fedpeer.mesh.roster import PeerView
     from fedpeer.store import Store
@@ -52,6 +54,7 @@ class Daemon(Protocol):
     identity: Identity
     name: str
     started_at: datetime
+    now: Callable[[], datetime]
     events: Events
     store: Store
     connections: Connections
@@ -91,6 +94,13 @@ class NewJob(Arguments, frozen=True):
     """the TOML of a contract"""
 
 
+class NewPolicy(Arguments, frozen=True):
+    text: Annotated[str, msgspec.Meta(max_length=64 * 1024)]
+    """the TOML of a policy"""
+    after: int | None = None
+    """the number of the policy that it was made from: refused if another was set meanwhile"""
+
+
 class Prediction(Arguments, frozen=True):
     ref: Word
     dataset: Word
@@ -106,6 +116,15 @@ class CardView(msgspec.Struct, kw_only=True):
     """twelve words, to be compared by voice"""
     card: str
     """the line to give to the others"""
+
+
+class PolicyView(msgspec.Struct, kw_only=True):
+    number: int
+    """0: the default, which nobody set"""
+    text: str
+    uid: int | None
+    """of who set it"""
+    time: str
 
 
 class StatusView(msgspec.Struct, kw_only=True):
@@ -237,6 +256,28 @@ async def job_cancel(daemon: Daemon, ask: Ref) -> JobView:
     return await daemon.jobs.cancel(ask.ref)
 
 
+async def policy_show(daemon: Daemon, _: Arguments) -> PolicyView:
+    """Print the policy of this peer: what may be computed on its data. Without one, the commented defaults."""
+    from fedpeer.governance import policy
+
+    return PolicyView(**msgspec.structs.asdict(await daemon.store.read(policy.kept)))
+
+
+async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
+    """Replace the policy of this peer by the text of a file, or of - for standard input."""
+    from fedpeer.governance import policy
+
+    by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
+    uid = os.geteuid() if by is None else by.uid
+    kept = await daemon.store.write(lambda tx: policy.keep(tx, ask.text, uid, now, ask.after))
+    return PolicyView(**msgspec.structs.asdict(kept))
+
+
+async def policy_test(daemon: Daemon, ask: NewJob) -> DecisionView:
+    """Show what the policy says to a contract, and why. Nothing is sent and nothing counts."""
+    return await daemon.jobs.test_policy(ask.text)
+
+
 async def model_list(daemon: Daemon, _: Arguments) -> list[ModelView]:
     """List the models that jobs left at this peer."""
     return await daemon.jobs.models.list()
@@ -327,6 +368,9 @@ COMMANDS: dict[str, Command] = {
         Command("job.wait", "GET", "/v1/jobs/{ref}/wait", Ref, job_wait, timeout_s=None),
         Command("job.logs", "GET", "/v1/jobs/{ref}/logs", Ref, job_logs),
         Command("job.cancel", "POST", "/v1/jobs/{ref}/cancel", Ref, job_cancel),
+        Command("policy.show", "GET", "/v1/policy", Arguments, policy_show),
+        Command("policy.set", "POST", "/v1/policy", NewPolicy, policy_set),
+        Command("policy.test", "POST", "/v1/policy/test", NewJob, policy_test, timeout_s=None),
         Command("model.list", "GET", "/v1/models", Arguments, model_list),
         Command("model.show", "GET", "/v1/models/{ref}", Ref, model_show),
         Command(

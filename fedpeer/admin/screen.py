@@ -252,6 +252,23 @@ def _summed(message: dict[str, Any], view: dict[str, Any]) -> str:
     return event({**message, "event": "sums over", "step": "", "k": "", "survivors": names})
 
 
+def lines(text: str) -> str:
+    """A text of several lines, without control characters."""
+    return "\n".join(map(clean, text.splitlines()))
+
+
+VERDICTS = {"refused": "refused", "ask": "the operator is asked", "auto": "allowed"}
+
+
+def decision(view: dict[str, Any]) -> str:
+    """What the policy says to a contract: every bound with its figures, and the verdict."""
+    rows = [
+        ("holds" if finding["holds"] else "FAILS", finding["stage"] or "-", finding["rule"], finding["text"])
+        for finding in view["findings"]
+    ]
+    return table(("", "stage", "rule", "why"), rows, empty="") + f"\n\n{VERDICTS[view['verdict']]}"
+
+
 def model(view: dict[str, Any]) -> str:
     about = [
         ("digest", view["digest"]),

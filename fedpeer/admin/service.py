@@ -24,12 +24,12 @@ import contextlib
 import errno
 import grp
 import os
+import pwd
 import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -45,6 +45,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedpeer import systemd
+from fedpeer.admin.caller import Caller, calling
 from fedpeer.admin.commands import COMMANDS, EVENTS_PATH, JSON, METRICS_PATH, Command, Daemon
 from fedpeer.config import check_socket
 from fedpeer.errors import AdminError, ConfigError, FedpeerError, NotAuthorized, NotFound, StoreError, UsageError
@@ -152,22 +153,17 @@ def _remove_stale(path: Path) -> None:
 # who asks
 
 
-@dataclass(frozen=True)
-class Caller:
-    """The kernel's word on the process that connected."""
-
-    pid: int
-    uid: int
-    groups: frozenset[int]
-
-    @classmethod
-    def of(cls, sock: trio.socket.SocketType) -> Caller:
-        pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        try:
-            raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
-        except OSError:  # more than 256 groups: none of them counts
-            raw = b""
-        return cls(pid, uid, frozenset({gid, *struct.unpack(f"{len(raw) // 4}I", raw)}))
+def caller_of(sock: trio.socket.SocketType) -> Caller:
+    """Who connected."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+    except OSError:  # more than 256 groups: none of them counts
+        raw = b""
+    user = ""
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwuid(uid).pw_name
+    return Caller(uid, pid, user, frozenset({gid, *struct.unpack(f"{len(raw) // 4}I", raw)}))
 
 
 def may_control(caller: Caller) -> bool:
@@ -230,7 +226,7 @@ class AdminServer:
 
     async def _serve_one(self, stream: trio.SocketStream) -> None:
         try:
-            caller = Caller.of(stream.socket)
+            caller = caller_of(stream.socket)
             app = self._app if self._allow(caller) else _refuse
             if app is _refuse:
                 self._log.warning("admin connection refused", uid=caller.uid, pid=caller.pid)
@@ -250,7 +246,8 @@ class AdminServer:
                 arguments = command.check(await _given(command, request))
                 if command.method != "GET":
                     self._log.info("admin command", command=command.name, uid=caller.uid, pid=caller.pid)
-                answer = await command.handler(self._target, arguments)
+                with calling(caller):
+                    answer = await command.handler(self._target, arguments)
                 data = msgspec.json.encode(answer) if command.media == JSON else answer
                 return Response(data, media_type=command.media)
             except FedpeerError as error:

@@ -134,6 +134,8 @@ class Rules(codec.Record, frozen=True):
     """A participant that is not reachable for so long while the job waits for it ends it."""
     restarts: Restarts = 2
     """So often a worker that crashed is started again, in each stage."""
+    answer_s: Stall = 3600
+    """A participant that has not agreed so long after it received the contract refuses it."""
 
     @property
     def terms(self) -> Terms:
@@ -191,6 +193,11 @@ class Contract(codec.Record, frozen=True):
 def contract_id(body: bytes) -> bytes:
     """The id of the contract with these canonical bytes."""
     return hash_("fp.contract", body)
+
+
+def form(contract: Contract) -> bytes:
+    """What a contract has in common with those that are the same in everything but nonce and expiry: a hash."""
+    return hash_("fp.form", codec.encode(msgspec.structs.replace(contract, nonce=bytes(NONCE_BYTES), expires=0)))
 
 
 def outputs_equal(contract: Contract, find: FindStage) -> list[tuple[str, str]]:
@@ -261,6 +268,7 @@ class _WrittenRules(msgspec.Struct, forbid_unknown_fields=True):
     profile: ProfileName = Rules.__struct_defaults__[1]
     stall_s: Stall = Rules.__struct_defaults__[2]
     restarts: Restarts = Rules.__struct_defaults__[3]
+    answer_s: Stall = Rules.__struct_defaults__[4]
 
 
 class _Written(msgspec.Struct, forbid_unknown_fields=True):

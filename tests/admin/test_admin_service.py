@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import random
 import socket
 import stat
@@ -19,10 +20,11 @@ import pytest
 import structlog
 import trio
 
-from fedpeer.admin import service
+from fedpeer.admin import caller, service
+from fedpeer.admin.caller import Caller
 from fedpeer.admin.client import Client, Overrun
 from fedpeer.admin.commands import CSV, Arguments, Command, Ref
-from fedpeer.admin.service import AdminServer, Caller
+from fedpeer.admin.service import AdminServer
 from fedpeer.errors import (
     AdminError,
     ConfigError,
@@ -83,6 +85,12 @@ async def change(hall: Hall, _ask: Arguments) -> None:
     hall.changes += 1
 
 
+async def who(_hall: Hall, _ask: Arguments) -> dict[str, Any]:
+    by = caller.current()
+    assert by is not None
+    return {"uid": by.uid, "pid": by.pid, "user": by.user}
+
+
 async def table(_hall: Hall, ask: Ref) -> bytes:
     return f"a,b\n1,{ask.ref}\n".encode()
 
@@ -95,6 +103,7 @@ COMMANDS = {
         Command("fail", "GET", "/v1/fail", Arguments, fail),
         Command("wait", "GET", "/v1/wait", Arguments, wait),
         Command("change", "POST", "/v1/change", Arguments, change),
+        Command("who", "GET", "/v1/who", Arguments, who),
         Command("table", "GET", "/v1/table/{ref}", Ref, table, media=CSV),
     )
 }
@@ -258,22 +267,29 @@ async def test_others_get_403_on_every_path_and_nothing_else(door: Door) -> None
 
 async def test_the_kernel_says_who_calls(door: Door) -> None:
     callers = []
-    door.allow = lambda caller: callers.append(caller) is None
+    door.allow = lambda by: callers.append(by) is None
     await door.works()
-    (caller,) = callers
-    assert (caller.uid, caller.pid) == (os.getuid(), os.getpid())
-    assert os.getgid() in caller.groups
+    (by,) = callers
+    assert (by.uid, by.pid, by.user) == (os.getuid(), os.getpid(), pwd.getpwuid(os.getuid()).pw_name)
+    assert os.getgid() in by.groups
+
+
+async def test_a_command_knows_who_asked_for_it_and_nobody_is_left_behind(door: Door) -> None:
+    assert await door.call("who") == {
+        "uid": os.getuid(), "pid": os.getpid(), "user": pwd.getpwuid(os.getuid()).pw_name
+    }  # fmt: skip
+    assert caller.current() is None
 
 
 def test_root_the_own_user_and_the_group_may_control(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr(service, "GROUP", "no-such-group")
-    assert service.may_control(Caller(1, 0, frozenset()))
-    assert service.may_control(Caller(1, 1000, frozenset()))
-    assert not service.may_control(Caller(1, 1001, frozenset({0, 1000})))
+    assert service.may_control(Caller(0, 1, groups=frozenset()))
+    assert service.may_control(Caller(1000, 1, groups=frozenset()))
+    assert not service.may_control(Caller(1001, 1, groups=frozenset({0, 1000})))
     monkeypatch.setattr(service, "GROUP", "root")  # the one group that every machine has
-    assert service.may_control(Caller(1, 1001, frozenset({0})))
-    assert not service.may_control(Caller(1, 1001, frozenset({5})))
+    assert service.may_control(Caller(1001, 1, groups=frozenset({0})))
+    assert not service.may_control(Caller(1001, 1, groups=frozenset({5})))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to ask as another user")
