@@ -370,13 +370,13 @@ def stage(
 def find(name: str, own: Collection[str] = ()) -> Stage:
     """The stage of a name such as "horizontal.logistic:fit". Raises ContractError, naming near misses.
 
-    `own`: the names of stages in modules that this organization has installed beside fedpeer ("bank.scoring:fit"), as
+    `own`: names of stages ("bank.scoring:fit"), or of modules, that this organization has installed beside fedpeer, as
     its policy lists them; nothing else outside fedpeer.algorithms is looked at. They are imported where they are
     looked for: in the daemon, too, which needs the declaration.
     """
     module, _, function = name.partition(":")
     parts = module.split(".")
-    if name in own:
+    if is_own(name, own):
         return _own(module, function)
     if len(parts) != 2 or not function or not all(part.isidentifier() for part in (*parts, function)):
         raise ContractError(f"{name!r} is not the name of a stage", hint='written as "horizontal.logistic:fit"')
@@ -392,16 +392,21 @@ def find(name: str, own: Collection[str] = ()) -> Stage:
     return _declared(loaded, module, function)
 
 
+def is_own(name: str, own: Collection[str]) -> bool:
+    """Whether `own` names this stage, or its whole module."""
+    return name in own or name.partition(":")[0] in own
+
+
 def check_own(name: str) -> None:
-    """Whether a name may be that of a stage of one's own. Raises ContractError; nothing is imported."""
-    module, _, function = name.partition(":")
+    """Whether a name may be that of a stage or a module of one's own. Raises ContractError; nothing is imported."""
+    module, colon, function = name.partition(":")
     parts = module.split(".")
-    if not function.isidentifier() or not all(part.isidentifier() for part in parts):
+    if (colon and not function.isidentifier()) or not all(part.isidentifier() for part in parts):
         raise ContractError(f"{name!r} is not the name of a stage", hint='written as "bank.scoring:fit"')
     ours = {"fedpeer", *(known.partition(".")[0] for known in _algorithms())}
     if parts[0] in ours or parts[0] in sys.stdlib_module_names:
         raise ContractError(
-            f"{name!r} cannot be a stage of your own: {parts[0]!r} is a name of fedpeer's or of Python's",
+            f"{name!r} cannot be of your own: {parts[0]!r} is a name of fedpeer's or of Python's",
             hint="put the module into a package with a name of your own, for example of your organization",
         )
 

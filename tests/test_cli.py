@@ -93,7 +93,7 @@ MODEL = ModelView(
 CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
 STATUS = StatusView(
     name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
-    peers=2, connected=1, jobs=0, datasets=0, bytes_sent=1500, bytes_received=2,
+    peers=2, connected=1, jobs=0, datasets=0, sandbox="landlock 7, seccomp, limits", bytes_sent=1500, bytes_received=2,
 )  # fmt: skip
 
 

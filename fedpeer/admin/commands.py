@@ -61,6 +61,8 @@ class Daemon(Protocol):
     catalog: Catalog
     jobs: Jobs
 
+    async def use_policy(self) -> None: ...
+
 
 # arguments
 
@@ -141,6 +143,8 @@ class StatusView(msgspec.Struct, kw_only=True):
     jobs: int
     """jobs that have not ended"""
     datasets: int
+    sandbox: str
+    """what holds a worker on this machine, and what is missing"""
     bytes_sent: int
     bytes_received: int
     """on sockets to peers, since the start"""
@@ -151,6 +155,8 @@ class StatusView(msgspec.Struct, kw_only=True):
 
 async def status(daemon: Daemon, _: Arguments) -> StatusView:
     """Who this peer is, whom it is connected with, and what it is doing."""
+    from fedpeer.worker import sandbox
+
     sent, received = daemon.connections.traffic()
     peers = daemon.connections.peers()
     return StatusView(
@@ -166,6 +172,7 @@ async def status(daemon: Daemon, _: Arguments) -> StatusView:
         connected=sum(peer.connected for peer in peers),
         jobs=sum(job.state in UNFINISHED for job in await daemon.jobs.list()),
         datasets=len(await daemon.catalog.list()),
+        sandbox=sandbox.probe().text,
         bytes_sent=sent,
         bytes_received=received,
     )
@@ -270,6 +277,7 @@ async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
     by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
     uid = os.geteuid() if by is None else by.uid
     kept = await daemon.store.write(lambda tx: policy.keep(tx, ask.text, uid, now, ask.after))
+    await daemon.use_policy()
     return PolicyView(**msgspec.structs.asdict(kept))
 
 

@@ -66,6 +66,7 @@ def status(view: dict[str, Any]) -> str:
             ("peers", f"{view['connected']} of {view['peers']} connected"),
             ("jobs", f"{view['jobs']} not ended"),
             ("datasets", view["datasets"]),
+            ("workers", view["sandbox"]),
             ("traffic", f"{size(view['bytes_sent'])} sent, {size(view['bytes_received'])} received"),
             ("started", view["started"]),
             ("version", view["version"]),

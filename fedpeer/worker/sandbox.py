@@ -48,6 +48,9 @@ MAX_PROCESSES = 512
 LEAST_MEMORY = 2 << 30
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 
+UNIT_SOCKET = Path("/run/fedpeer-worker/worker.sock")
+"""where systemd/fedpeer-worker.socket listens"""
+
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -60,7 +63,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Layers:
-    """What holds a worker on this machine. `landlock` is the kernel's version of it (0: none); `unit`: see service."""
+    """What holds a worker on this machine. `landlock` is the kernel's version of it, 0 for none; `unit`: systemd's."""
 
     landlock: int
     seccomp: bool
@@ -99,7 +102,15 @@ class Layers:
 
 def probe() -> Layers:
     """What this kernel gives to a worker that this process starts. Nothing is changed."""
-    return Layers(_landlock_version(), _has_seccomp(), sys.platform == "linux")
+    return Layers(_landlock_version(), _has_seccomp(), sys.platform == "linux", unit_socket() is not None)
+
+
+def unit_socket() -> Path | None:
+    """The socket behind which systemd makes workers: FEDPEER_WORKER_SOCKET ("" for none), else the unit's if it is."""
+    named = os.environ.get("FEDPEER_WORKER_SOCKET")
+    if named is not None:
+        return Path(named) if named else None
+    return UNIT_SOCKET if UNIT_SOCKET.is_socket() else None
 
 
 def check(layers: Layers) -> None:
@@ -185,6 +196,9 @@ def limit(memory: int) -> None:
 def _drop_capabilities() -> None:
     """Those of root, too, and what a program file could give."""
     number = 0
+    status = Path("/proc/self/status").read_text()
+    if not any(int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("CapPrm", "CapInh"))):
+        return
     while _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(number), 0, 0, 0) == 0:
         number += 1  # fails at once without CAP_SETPCAP, else after the last one
     _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)

@@ -6,6 +6,7 @@ each layer alone, and once as they are.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -20,13 +21,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from fedpeer import artifact
-from fedpeer.errors import SandboxError
+from fedpeer.errors import SandboxError, WorkerCrashed
 from fedpeer.worker import protocol as ask
 from fedpeer.worker import sandbox, syscalls
 from fedpeer.worker.connection import Connection
-from fedpeer.worker.service import COMMAND, ENVIRONMENT
+from fedpeer.worker.service import COMMAND, ENVIRONMENT, WorkerProcess
 
 STAGES = Path(__file__).parent / "algorithms"
 MEMORY = 64 << 20
@@ -275,6 +277,68 @@ def test_a_worker_does_not_start_without_a_layer_unless_it_may(layer: str, world
         "read_key": "done" if layer == "landlock" else "EACCES",
         "connect_unix": "done" if layer == "seccomp" else "EPERM",
     }
+
+
+# who answers at the worker socket
+
+
+async def test_a_socket_of_another_user_gets_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a socket of another user")
+    path = tmp_path / "worker.sock"
+    monkeypatch.setenv("FEDPEER_WORKER_SOCKET", str(path))
+    start = ask.Start("a.b:c", b"{}", "alice", [("alice", "member")], bytes(32), None, [])
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        if (impostor := os.fork()) == 0:
+            os.setresuid(65_534, 65_534, 65_534)
+            listening.listen()
+            signal.pause()
+        try:
+            while sandbox.unit_socket() and (error := _refused(path)):
+                assert error == errno.ECONNREFUSED
+                await trio.sleep(0.01)
+            with pytest.raises(SandboxError, match=r"belongs to user 65534 .* not to systemd") as told:
+                await WorkerProcess.start(start)
+            assert "systemctl status fedpeer-worker.socket" in told.value.hint
+        finally:
+            os.kill(impostor, signal.SIGKILL)
+            os.waitpid(impostor, 0)
+
+
+async def test_a_socket_of_systemd_or_our_own_gets_the_stage_and_one_that_is_closed_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "worker.sock"
+    monkeypatch.setenv("FEDPEER_WORKER_SOCKET", str(path))
+    start = ask.Start("a.b:c", b"{}", "alice", [("alice", "member")], bytes(32), None, [])
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        with pytest.raises(SandboxError, match="does not answer: Connection refused"):  # it does not make do with less
+            await WorkerProcess.start(start)
+        listening.listen()
+        worker = await WorkerProcess.start(start)
+        given, _ = listening.accept()
+        with given:
+            assert Connection(given).receive(ask.Start, files=True) == start
+        with pytest.raises(WorkerCrashed, match="closed its connection"):
+            await worker.next()
+        await worker.aclose()
+
+
+def _refused(path: Path) -> int:
+    with socket.socket(socket.AF_UNIX) as calling:
+        return calling.connect_ex(str(path))
+
+
+def test_the_worker_socket_is_the_units_the_one_that_is_named_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDPEER_WORKER_SOCKET", raising=False)
+    monkeypatch.setattr(sandbox, "UNIT_SOCKET", Path("/nowhere/worker.sock"))
+    assert (sandbox.unit_socket(), sandbox.probe().unit) == (None, False)
+    monkeypatch.setenv("FEDPEER_WORKER_SOCKET", "/named")
+    assert (sandbox.unit_socket(), sandbox.probe().unit) == (Path("/named"), True)
+    monkeypatch.setenv("FEDPEER_WORKER_SOCKET", "")
+    assert sandbox.unit_socket() is None
 
 
 # what is asked of the kernel, and told

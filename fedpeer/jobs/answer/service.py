@@ -40,6 +40,7 @@ from fedpeer.jobs.job.service import Job, seconds_of
 from fedpeer.jobs.lifecycle import Answer
 from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Store, Transaction
+from fedpeer.worker import sandbox
 
 MAX_WHY = 2000
 """Characters of a reason that are kept."""
@@ -228,6 +229,7 @@ class Answers:
             run_in_thread=self._run_in_thread,
             name_of=self._roster.name_of,
             now=self._now(),
+            sandbox_missing=tuple(f"{layer} ({remedy})" for layer, remedy in sandbox.probe().missing()),
         )
 
     async def _bring(self, job: Job) -> tuple[Answer, list[Data]]:
