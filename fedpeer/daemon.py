@@ -29,6 +29,7 @@ from fedpeer import stage, systemd
 from fedpeer.admin import service as admin
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.config import Config
+from fedpeer.data import secrets
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import PolicyError
 from fedpeer.events import Events
@@ -94,7 +95,7 @@ class Daemon:
             log=self.log,
         )
         self.mesh = Mesh(identity, self.connections, self.store, events=self.events, log=self.log)
-        self.catalog = Catalog(self.store, run_in_thread)
+        self.catalog = Catalog(self.store, run_in_thread, config.home / secrets.FOLDER)
         self.aggregation = Aggregation(
             self.mesh, self.store, identity, run_in_thread=run_in_thread, events=self.events, log=self.log
         )

@@ -35,7 +35,7 @@ class ConfigError(FedpeerError):
 
 
 class KeyFileError(ConfigError):
-    """The key file can be read or replaced by others, or is missing. Set owner and mode as the message says."""
+    """A file with a secret can be read or replaced by others, or is missing. Set owner and mode as the message says."""
 
     code = "key_file"
 
