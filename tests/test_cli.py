@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 import structlog
@@ -31,11 +32,22 @@ import trio
 
 from fedpeer import cli
 from fedpeer.admin import screen, service
-from fedpeer.admin.commands import COMMANDS, CardView, StatusView
+from fedpeer.admin.commands import COMMANDS, CardView, PolicyView, StatusView
 from fedpeer.data.catalog import DatasetView
-from fedpeer.errors import DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
+from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
-from fedpeer.jobs.views import ErrorView, JobView, LogLine, ModelView, OutputView, ParticipantView, StageView, SumsView
+from fedpeer.jobs.views import (
+    DecisionView,
+    ErrorView,
+    FindingView,
+    JobView,
+    LogLine,
+    ModelView,
+    OutputView,
+    ParticipantView,
+    StageView,
+    SumsView,
+)
 from fedpeer.mesh.roster import PeerView
 
 JOB = "ab12" * 16
@@ -90,6 +102,14 @@ MODEL = ModelView(
     created="t",
     facts={"n": 3},
 )
+POLICY = PolicyView(number=3, text="# ours\nmin_rows = 50 # \x1b[2J\n", uid=0, time="t")
+DECISION = DecisionView(
+    verdict="ask",
+    findings=[
+        FindingView(rule="jobs_per_day", stage="", holds=True, text="0 jobs of bank\x1b[2J, jobs_per_day = 20"),
+        FindingView(rule="approve", stage="fit", holds=True, text="approve has the operator asked"),
+    ],
+)
 CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
 STATUS = StatusView(
     name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
@@ -115,6 +135,7 @@ class Peer:
                 LogLine(time="t", event="sum", facts={"stage": "fit", "turn": 1, "survivors": ["fp1a", "fp1gone"]})
             ],
             "job.cancel": job_view("cancelled"),
+            "policy.show": POLICY, "policy.set": POLICY, "policy.test": DECISION,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
         }  # fmt: skip
         self._ready = threading.Event()
@@ -229,6 +250,9 @@ VERBS: dict[str, tuple[str, ...]] = {
     "job.wait": ("job", "wait", "ab12"),
     "job.logs": ("job", "logs", "ab12"),
     "job.cancel": ("job", "cancel", "ab12", "--yes"),
+    "policy.show": ("policy", "show"),
+    "policy.set": ("policy", "set", "-"),
+    "policy.test": ("policy", "test", "--job", "-"),
     "model.list": ("model", "list"),
     "model.show": ("model", "show", "cd"),
     "model.predict": ("model", "predict", "cd", "rows"),
@@ -692,6 +716,86 @@ def test_version_and_help_end_with_0(run: Run) -> None:
     for group in (("--help",), ("job", "-h"), ("job", "watch", "--help")):
         code, out, _ = run(*group)
         assert (code, out.startswith("Usage: fedpeer")) == (0, True)
+
+
+def test_a_contract_that_the_policy_refuses_ends_the_test_with_6_and_says_why(peer: Peer, run: Run) -> None:
+    finding = FindingView(rule="min_rows", stage="fit", holds=False, text="97 rows in 'a', min_rows = 100")
+    peer.answers["policy.test"] = DecisionView(verdict="refused", findings=[finding, *DECISION.findings])
+    file = peer.home / "job.toml"
+    file.write_text("version = 1")
+    code, out, _ = run("policy", "test", "--job", str(file))
+    assert code == 6
+    assert peer.asked[-1][1] == {"text": "version = 1"}
+    assert "FAILS  fit    min_rows      97 rows in 'a', min_rows = 100" in out
+    assert out.endswith("\n\nrefused\n")
+    code, out, _ = run("--json", "policy", "test", "--job", str(file))
+    assert (code, json.loads(out)["data"]["verdict"]) == (6, "refused")
+
+
+def test_the_policy_is_printed_as_it_was_written(peer: Peer, run: Run) -> None:
+    assert run("policy", "show")[1] == "# ours\nmin_rows = 50 # �[2J\n"
+
+
+class Editor:
+    """Instead of an editor and of the person before it: the texts it saves, one after the other; None: nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *saved: str | None) -> None:
+        self.opened: list[str] = []
+        self._saved = iter(saved)
+        monkeypatch.setattr(click, "edit", self._edit)
+        monkeypatch.setattr(click, "confirm", lambda *_, **__: True)
+        monkeypatch.setattr(sys, "stdin", Terminal(b""))
+
+    def _edit(self, text: str, **_: Any) -> str | None:
+        self.opened.append(text)
+        return next(self._saved)
+
+
+class Terminal(Stdin):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_an_edited_policy_is_set_in_place_of_the_one_that_was_shown(
+    peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Editor(monkeypatch, "min_rows = 60\n")
+    assert run("policy", "edit")[0] == 0
+    assert peer.asked[-1] == ("policy.set", {"text": "min_rows = 60\n", "after": 3})
+
+
+@pytest.mark.parametrize("saved", [None, POLICY.text])
+def test_an_editor_that_changed_nothing_sets_nothing(
+    peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch, saved: str | None
+) -> None:
+    Editor(monkeypatch, saved)
+    assert run("policy", "edit")[1] == "nothing was changed\n"
+    assert [name for name, _ in peer.asked] == ["policy.show"]
+
+
+def test_an_edited_policy_that_cannot_be_read_is_edited_again_and_not_lost(
+    peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = Editor(monkeypatch, "min_row = 60\n", "min_rows = 60\n")
+    answers = iter([ConfigError("unknown key 'min_row'"), POLICY])
+
+    def answer() -> PolicyView:
+        said = next(answers)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    peer.answers["policy.set"] = answer
+    assert run("policy", "edit")[0] == 0
+    assert editor.opened == [POLICY.text, "min_row = 60\n"]
+    assert peer.asked[-1][1]["text"] == "min_rows = 60\n"
+
+
+def test_without_a_terminal_there_is_nothing_to_edit_on(peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b""))
+    code, _, err = run("policy", "edit")
+    assert (code, peer.asked) == (2, [])
+    assert "fedpeer policy set FILE" in err
 
 
 def test_every_exit_code_of_the_rules_is_the_one_of_an_error_class() -> None:

@@ -200,7 +200,8 @@ def check_cohort(
     real = [_now(tx, policy, facts[cohort.dataset], cohort, run, stage) for cohort in cohorts]
     rest = facts.keys() - {cohort.dataset for cohort in cohorts}
     findings = check_stage(policy, ask, replace(stage, datasets=(*real, *(facts[name] for name in sorted(rest)))))
-    if policy.no_row_differencing and (kept := tx.one("SELECT count(*) FROM answered_table")[0]) >= MAX_ANSWERS:
+    kept = 0 if stage.aligns else tx.one("SELECT count(*) FROM answered_table")[0]
+    if kept >= MAX_ANSWERS and any(_known(tx, cohort) is None for cohort in cohorts):
         text = f"{kept} tables are remembered, and no more can be"
         findings = (*findings, Finding("no_row_differencing", stage.id, False, text))
     if not ask.dry_run and all(finding.holds for finding in findings):
@@ -245,12 +246,16 @@ def _remember(
 # in the store
 
 
+def _known(tx: Transaction, cohort: Cohort) -> int | None:
+    place = cohort.dataset, cohort.version
+    row = tx.one("SELECT number FROM answered_table WHERE dataset = ? AND version = ?", place)
+    return None if row is None else int(row[0])
+
+
 def _keep(tx: Transaction, cohort: Cohort) -> int:
     """The number of a table, whose keys are kept now if they are not yet."""
-    place = cohort.dataset, cohort.version
-    known = tx.one("SELECT number FROM answered_table WHERE dataset = ? AND version = ?", place)
-    if known is not None:
-        return int(known[0])
+    if (known := _known(tx, cohort)) is not None:
+        return known
     part_of, pieces = None, {"contents": cohort.contents.tobytes()}
     for number, version in tx.all(
         "SELECT number, version FROM answered_table WHERE dataset = ? AND rows >= ? AND part_of IS NULL",
@@ -265,7 +270,7 @@ def _keep(tx: Transaction, cohort: Cohort) -> int:
         pieces["ids"] = cohort.ids.tobytes()
     number = tx.execute(
         "INSERT INTO answered_table (dataset, version, rows, part_of) VALUES (?, ?, ?, ?)",
-        (*place, cohort.rows, part_of),
+        (cohort.dataset, cohort.version, cohort.rows, part_of),
     ).lastrowid
     assert number is not None
     for kind, data in pieces.items():

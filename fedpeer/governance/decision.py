@@ -20,6 +20,7 @@ Source: the bounds are those of DataSHIELD (nfilter.glm: parameters for each row
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -312,25 +313,34 @@ Make = Callable[[str, bool, str], Finding]
 
 
 def _of_parties(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: StageAsk, make: Make) -> Iterator[Finding]:
-    counted = {
+    held = Counter(
         policy.organization(peer, ask.name(peer))
         for peer in stage.parties
         if peer == ask.me or policy.is_counted(peer, ask.name(peer))
-    }
-    least = bounds["min_parties"]
-    yield make("min_parties", len(counted) >= least, f"{len(counted)} organizations hold data, min_parties = {least}")
+    )
+    least, colluders = bounds["min_parties"], bounds["assumed_colluders"]
+    yield make("min_parties", len(held) >= least, f"{len(held)} organizations hold data, min_parties = {least}")
+    fewest = _fewest(held, len(stage.parties) - held.total(), ask.min_parties)
     yield make(
         "min_parties",
-        ask.min_parties >= least,
-        f"the contract opens sums over {ask.min_parties} and more, min_parties = {least}",
+        fewest >= least,
+        f"the contract opens sums over {ask.min_parties}, maybe {fewest} organizations that hold data, min_parties = "
+        f"{least}",
     )
-    colluders = bounds["assumed_colluders"]
-    fewest = min(len(counted), ask.min_parties)
     yield make(
         "assumed_colluders",
         fewest - colluders >= 2,
         f"{fewest} in a sum at least, and {colluders} may pool what they see; two more are needed",
     )
+
+
+def _fewest(held: Mapping[str, int], others: int, survivors: int) -> int:
+    """Organizations that hold data among so many survivors, at the worst: who has many keys, and all others, stay."""
+    left, fewest = survivors - others, 0
+    for keys in sorted(held.values(), reverse=True):
+        if left > 0:
+            left, fewest = left - keys, fewest + 1
+    return fewest
 
 
 def _of_params(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Iterator[Finding]:

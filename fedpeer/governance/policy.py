@@ -23,7 +23,6 @@ Rules
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -218,8 +217,6 @@ def parse(text: str) -> Policy:
             raise ConfigError(f"modules: {error.message}", hint=error.hint) from None
     for number, rule in enumerate(policy.rule, start=1):
         _check(rule, f"rule {number}")
-    if any(math.isnan(x) for x in (policy.max_parameters_per_row, policy.budget.epsilon, policy.budget.per_job)):
-        raise ConfigError("the policy: nan is no bound")
     return policy
 
 
@@ -231,8 +228,6 @@ def _check(rule: Rule, where: str) -> None:
         raise ConfigError(f"{where}: it ends before it begins")
     if rule.do == "refuse" and any(getattr(rule, bound) is not None for bound in BOUNDS):
         raise ConfigError(f"{where}: what is refused has no bounds")
-    if rule.max_parameters_per_row is not None and math.isnan(rule.max_parameters_per_row):
-        raise ConfigError(f"{where}: nan is no bound")
 
 
 def _known(table: Mapping[str, Any], known: list[str], where: str) -> None:

@@ -7,18 +7,23 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 import pytest
 
 from fedpeer import cli
+from fedpeer.admin.caller import Caller, calling
 from fedpeer.admin.client import request
 from fedpeer.admin.commands import COMMANDS, Command
-from fedpeer.errors import UsageError
+from fedpeer.errors import ConfigError, UsageError
+from fedpeer.governance import policy
+from fedpeer.store import Store
 
-LOCAL = {"init", "run", "config.show", "events", "job.watch"}
+LOCAL = {"init", "run", "config.show", "events", "job.watch", "policy.edit"}
 """verbs that are no row of the table"""
 
 
@@ -117,3 +122,27 @@ def test_the_command_line_starts_without_heavy_modules() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert not loaded & {"trio", "numpy", "pyarrow", "nacl", "cryptography", "starlette", "rich"}
+
+
+async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_was_made_from(tmp_path: Path) -> None:
+    class Daemon:
+        store = Store(tmp_path, [policy.SCHEMA])
+
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2026, 6, 1, tzinfo=UTC)
+
+    async def ask(name: str, uid: int, **given: Any) -> Any:
+        command = COMMANDS[name]
+        with calling(Caller(uid=uid, pid=1)):
+            return await command.handler(Daemon, command.check(given))
+
+    assert (await ask("policy.show", 1000)).number == 0
+    kept = await ask("policy.set", 1001, text="min_rows = 50", after=0)
+    assert (kept.number, kept.text, kept.uid, kept.time) == (1, "min_rows = 50", 1001, "2026-06-01T00:00:00.000+00:00")
+    with pytest.raises(ConfigError, match="changed meanwhile, by uid 1001"):
+        await ask("policy.set", 1002, text="min_rows = 51", after=0)
+    with pytest.raises(ConfigError, match="unknown key"):
+        await ask("policy.set", 1002, text="min_row = 51")
+    assert await ask("policy.show", 1000) == kept
+    Daemon.store.close()

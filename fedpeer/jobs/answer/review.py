@@ -70,13 +70,14 @@ def review(
 
 def _stage(read: Contract, stage: StageAsk, find: FindStage, name_of: Callable[[str], str]) -> StageReviewView:
     epsilon, delta = stage.cost or (0.0, 0.0)
+    entry, peer_of = read.stage(stage.id), read.peer_of
     return StageReviewView(
         id=stage.id,
         run=stage.run,
         text=stage.stage.text,
         role=stage.role,
-        parties=[name_of(peer) for peer in stage.parties],
-        params=msgspec.json.decode(read.stage(stage.id).params),
+        parties=[name_of(peer_of[alias]) for alias in entry.role_of],
+        params=msgspec.json.decode(entry.params),
         reads=[
             ReadView(dataset=item.name, rows=item.rows, columns=list(item.columns), label=item.label or "")
             for item in stage.datasets
@@ -91,7 +92,7 @@ def _stage(read: Contract, stage: StageAsk, find: FindStage, name_of: Callable[[
             )
             for tag, message in sorted(stage.stage.messages.items())
         ],
-        sums=sums_view(read, read.stage(stage.id), find),
+        sums=sums_view(read, entry, find),
         epsilon=epsilon,
         delta=delta,
     )
