@@ -386,7 +386,11 @@ def find(name: str, own: Collection[str] = ()) -> Stage:
         if error.name and error.name.startswith("fedpeer.algorithms"):
             known = _algorithms()
             near = difflib.get_close_matches(module, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"there is: {', '.join(known)}; one of your own must be in the policy, modules = [{name!r}]"
+            )
             raise ContractError(f"there is no algorithm {module!r}", hint=hint) from None
         raise
     return _declared(loaded, module, function)
