@@ -36,6 +36,8 @@ from fedpeer.admin.commands import COMMANDS, CardView, PolicyView, StatusView
 from fedpeer.data.catalog import DatasetView
 from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
+from fedpeer.jobs.dryrun.service import DryRunView, MessageView
+from fedpeer.jobs.dryrun.service import StageView as DryStageView
 from fedpeer.jobs.views import (
     DecisionView,
     ErrorView,
@@ -102,6 +104,20 @@ MODEL = ModelView(
     created="t",
     facts={"n": 3},
 )
+DRY_RUN = DryRunView(
+    name="quality",
+    seconds=2.25,
+    stages=[
+        DryStageView(
+            id="fit", run="horizontal.logistic:fit", participants=["bank", "shop", "telco"], rows={"table": 440},
+            seconds=2.0, outputs={"model": "model"},
+            messages=[MessageView(tag="step", kind="sum", text="a \x1b[31msum", count=4, bytes=120)],
+        ),
+        DryStageView(
+            id="take", run="local.select:run", participants=["bank"], rows={}, seconds=0.2, messages=[], outputs={}
+        ),
+    ],
+)  # fmt: skip
 POLICY = PolicyView(number=3, text="# ours\nmin_rows = 50 # \x1b[2J\n", uid=0, time="t")
 DECISION = DecisionView(
     verdict="ask",
@@ -134,7 +150,7 @@ class Peer:
             "job.logs": [
                 LogLine(time="t", event="sum", facts={"stage": "fit", "turn": 1, "survivors": ["fp1a", "fp1gone"]})
             ],
-            "job.cancel": job_view("cancelled"),
+            "job.cancel": job_view("cancelled"), "job.dry-run": DRY_RUN,
             "policy.show": POLICY, "policy.set": POLICY, "policy.test": DECISION,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
         }  # fmt: skip
@@ -250,6 +266,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "job.wait": ("job", "wait", "ab12"),
     "job.logs": ("job", "logs", "ab12"),
     "job.cancel": ("job", "cancel", "ab12", "--yes"),
+    "job.dry-run": ("job", "dry-run", "-"),
     "policy.show": ("policy", "show"),
     "policy.set": ("policy", "set", "-"),
     "policy.test": ("policy", "test", "--job", "-"),
@@ -267,6 +284,18 @@ class Stdin:
 
     def isatty(self) -> bool:
         return False
+
+
+def test_a_dry_run_shows_what_would_leave(peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+    code, out, _ = run("job", "dry-run", "-")
+    assert code == 0
+    words = " ".join(out.split())
+    for told in ("fit (horizontal.logistic:fit)", "3 on this machine", "table: 440 synthetic rows", "model (model)"):
+        assert told in words
+    assert "step sum 4 120 B a" in words
+    assert "nothing leaves" in words
+    assert out.splitlines()[-1] == "quality ran through in 2.2 s; nothing was sent or kept"
 
 
 def test_all_verbs_are_tried_here() -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fedpeer.data.catalog import Catalog, DatasetView
     from fedpeer.events import Events
     from fedpeer.identity import Card, Identity
+    from fedpeer.jobs.dryrun.service import DryRunView
     from fedpeer.jobs.service import Jobs
     from fedpeer.jobs.views import DecisionView, JobView, LogLine, ModelView
     from fedpeer.mesh.connections.service import Connections
@@ -238,6 +239,11 @@ async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
     return await daemon.jobs.submit(ask.text)
 
 
+async def job_dry_run(daemon: Daemon, ask: NewJob) -> DryRunView:
+    """Try a contract on synthetic twins of the datasets, with simulated partners, on this machine alone."""
+    return await daemon.jobs.dry_run(ask.text)
+
+
 async def job_list(daemon: Daemon, _: Arguments) -> list[JobView]:
     """List the jobs this peer takes part in."""
     return await daemon.jobs.list()
@@ -371,6 +377,7 @@ COMMANDS: dict[str, Command] = {
         Command("dataset.show", "GET", "/v1/datasets/{ref}", Ref, dataset_show),
         Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Ref, dataset_remove),
         Command("job.submit", "POST", "/v1/jobs", NewJob, job_submit),
+        Command("job.dry-run", "POST", "/v1/dry-runs", NewJob, job_dry_run, timeout_s=None),
         Command("job.list", "GET", "/v1/jobs", Arguments, job_list),
         Command("job.show", "GET", "/v1/jobs/{ref}", Ref, job_show),
         Command("job.wait", "GET", "/v1/jobs/{ref}/wait", Ref, job_wait, timeout_s=None),
