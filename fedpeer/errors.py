@@ -35,7 +35,7 @@ class ConfigError(FedpeerError):
 
 
 class KeyFileError(ConfigError):
-    """The key file can be read or replaced by others, or is missing. Set owner and mode as the message says."""
+    """A file with a secret can be read or replaced by others, or is missing. Set owner and mode as the message says."""
 
     code = "key_file"
 
@@ -134,6 +134,12 @@ class BudgetSpent(PolicyError):
     """The privacy budget of a dataset does not allow it. Nothing was sent; it grows again as a year passes."""
 
     code = "budget"
+
+
+class SandboxError(PolicyError):
+    """A worker cannot be confined here as the policy requires. The message names the layer, the hint the remedy."""
+
+    code = "sandbox"
 
 
 class JobError(FedpeerError):

@@ -22,11 +22,14 @@ function is simply called).
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -34,6 +37,7 @@ from fedpeer.crypto import Buffer, Hasher
 from fedpeer.errors import StoreError
 
 INLINE_BYTES = 64 * 1024
+READ_BYTES = 1 << 20
 T = TypeVar("T")
 
 
@@ -100,6 +104,7 @@ class Store:
         self._run = run_in_thread
         self._committed: deque[Callable[[], None]] = deque()
         self._reserve, self._reserve_bytes = folder / "reserve", 0
+        self._parts = itertools.count()
         try:
             self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -214,11 +219,49 @@ class Store:
         path = self.path_of(digest)
         if path.exists():
             return digest
-        try:
-            self._with_reserve(lambda: _put(path, pieces))
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from None
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
+        self._write_part(part, pieces)
+        self._name_part(part, path)
         return digest
+
+    def put_stream(self, pieces: Iterable[Buffer]) -> bytes:
+        """`put_file` for pieces that are made while they are written; no more than one is in memory.
+
+        It runs in the caller's thread, for the writer's may not wait for the source of the pieces. What that raises
+        passes, and nothing is kept. The digest begins with the length, so the file is read once more when it is known.
+        """
+        part = self.files / f"{next(self._parts)}.part"
+        try:
+            self._write_part(part, (memoryview(piece).cast("B") for piece in pieces))
+            digest = _digest_of_file(part)
+            self._name_part(part, self.path_of(digest))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        return digest
+
+    def _write_part(self, part: Path, pieces: Iterable[memoryview]) -> None:
+        with _named(part):
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        try:
+            for piece in pieces:
+                left = piece
+                with _named(part):
+                    while left:
+                        left = left[self._with_reserve(partial(os.write, descriptor, left)) :]
+            with _named(part):
+                os.fsync(descriptor)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _name_part(self, part: Path, path: Path) -> None:
+        with _named(path):
+            part.rename(path)
+            _sync_folder(self.files)
 
     def path_of(self, digest: bytes) -> Path:
         return self.files / digest.hex()
@@ -278,30 +321,28 @@ def _digest(pieces: Sequence[memoryview]) -> bytes:
     return hasher.digest()
 
 
-def _put(path: Path, pieces: Sequence[memoryview]) -> None:
-    """Write a file, durably, or leave nothing."""
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
-    try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-        try:
-            for piece in pieces:
-                while piece:
-                    piece = piece[os.write(descriptor, piece) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        part.rename(path)
-        _sync_folder(path.parent)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def _is_full(error: sqlite3.OperationalError | OSError) -> bool:
     if isinstance(error, sqlite3.OperationalError):
         return error.sqlite_errorcode == sqlite3.SQLITE_FULL
     return error.errno == errno.ENOSPC
+
+
+def _digest_of_file(path: Path) -> bytes:
+    """The same, of a file, piece by piece."""
+    with _named(path), path.open("rb", buffering=0) as file:
+        hasher = Hasher("fp.file", last=os.fstat(file.fileno()).st_size)
+        while piece := file.read(READ_BYTES):
+            hasher.update(piece)
+    return hasher.digest()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError becomes a StoreError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
 
 
 def _sync_folder(folder: Path) -> None:

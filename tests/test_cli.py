@@ -50,6 +50,9 @@ from fedpeer.governance import export
 from fedpeer.governance import tree as audit_tree
 from fedpeer.governance.export import Line
 from fedpeer.identity import Identity
+from fedpeer.jobs.dryrun.service import DryRunView
+from fedpeer.jobs.dryrun.service import MessageView as DryMessageView
+from fedpeer.jobs.dryrun.service import StageView as DryStageView
 from fedpeer.jobs.views import (
     ApprovalsView,
     AskedView,
@@ -133,6 +136,20 @@ PASSPORT = {
     "cards": [], "signatures": ["AA==", "AA=="],
 }  # fmt: skip
 ENTRY = EntryView(number=4, time="t", event="peer_added\x1b[31m", job=JOB, facts={"name": "ba\x1b[31mnk"})
+DRY_RUN = DryRunView(
+    name="quality",
+    seconds=2.25,
+    stages=[
+        DryStageView(
+            id="fit", run="horizontal.logistic:fit", participants=["bank", "shop", "telco"], rows={"table": 440},
+            seconds=2.0, outputs={"model": "model"},
+            messages=[DryMessageView(tag="step", kind="sum", text="a \x1b[31msum", count=4, bytes=120)],
+        ),
+        DryStageView(
+            id="take", run="local.select:run", participants=["bank"], rows={}, seconds=0.2, messages=[], outputs={}
+        ),
+    ],
+)  # fmt: skip
 POLICY = PolicyView(number=3, text="# ours\nmin_rows = 50 # \x1b[2J\n", uid=0, time="t")
 DECISION = DecisionView(
     verdict="ask",
@@ -179,7 +196,7 @@ BUDGET = BudgetView(
 CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
 STATUS = StatusView(
     name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
-    peers=2, connected=1, jobs=0, datasets=0, bytes_sent=1500, bytes_received=2,
+    peers=2, connected=1, jobs=0, datasets=0, sandbox="landlock 7, seccomp, limits", bytes_sent=1500, bytes_received=2,
 )  # fmt: skip
 
 
@@ -203,6 +220,7 @@ class Peer:
             "job.cancel": job_view("cancelled"),
             "job.review": REVIEW, "job.approve": job_view("proposed"), "job.deny": job_view("proposed"),
             "approvals.list": APPROVALS, "approvals.revoke": STANDING,
+            "job.dry-run": DRY_RUN,
             "policy.show": POLICY, "policy.set": POLICY, "policy.test": DECISION,
             "budget.list": [ACCOUNT], "budget.show": BUDGET,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
@@ -326,6 +344,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "job.deny": ("job", "deny", "ab12"),
     "approvals.list": ("approvals",),
     "approvals.revoke": ("approvals", "revoke", "7"),
+    "job.dry-run": ("job", "dry-run", "-"),
     "policy.show": ("policy", "show"),
     "policy.set": ("policy", "set", "-"),
     "policy.test": ("policy", "test", "--job", "-"),
@@ -350,6 +369,18 @@ class Stdin:
 
     def isatty(self) -> bool:
         return False
+
+
+def test_a_dry_run_shows_what_would_leave(peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+    code, out, _ = run("job", "dry-run", "-")
+    assert code == 0
+    words = " ".join(out.split())
+    for told in ("fit (horizontal.logistic:fit)", "3 on this machine", "table: 440 synthetic rows", "model (model)"):
+        assert told in words
+    assert "step sum 4 120 B a" in words
+    assert "nothing leaves" in words
+    assert out.splitlines()[-1] == "quality ran through in 2.2 s; nothing was sent or kept"
 
 
 def test_all_verbs_are_tried_here() -> None:

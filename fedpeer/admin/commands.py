@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fedpeer.governance.audit import Entry
     from fedpeer.governance.passport import File
     from fedpeer.identity import Card, Identity
+    from fedpeer.jobs.dryrun.service import DryRunView
     from fedpeer.jobs.service import Jobs
     from fedpeer.jobs.views import (
         ApprovalsView,
@@ -76,6 +77,8 @@ class Daemon(Protocol):
     def record(self, event: str) -> Record:
         """What appends this event, and who asked for it, to the audit log in the transaction it is about."""
         ...
+
+    async def use_policy(self) -> None: ...
 
 
 # arguments
@@ -129,7 +132,7 @@ class Denial(Arguments, frozen=True):
     """for the own log"""
 
 
-class Number(Arguments, frozen=True):
+class Numbered(Arguments, frozen=True):
     number: int
 
 
@@ -230,6 +233,8 @@ class StatusView(msgspec.Struct, kw_only=True):
     jobs: int
     """jobs that have not ended"""
     datasets: int
+    sandbox: str
+    """what holds a worker on this machine, and what is missing"""
     bytes_sent: int
     bytes_received: int
     """on sockets to peers, since the start"""
@@ -249,6 +254,8 @@ class EntryView(msgspec.Struct, kw_only=True):
 
 async def status(daemon: Daemon, _: Arguments) -> StatusView:
     """Who this peer is, whom it is connected with, and what it is doing."""
+    from fedpeer.worker import sandbox
+
     sent, received = daemon.connections.traffic()
     peers = daemon.connections.peers()
     return StatusView(
@@ -264,6 +271,7 @@ async def status(daemon: Daemon, _: Arguments) -> StatusView:
         connected=sum(peer.connected for peer in peers),
         jobs=sum(job.state in UNFINISHED for job in await daemon.jobs.list()),
         datasets=len(await daemon.catalog.list()),
+        sandbox=sandbox.probe().text,
         bytes_sent=sent,
         bytes_received=received,
     )
@@ -330,6 +338,11 @@ async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
     return await daemon.jobs.submit(ask.text, caller.current())
 
 
+async def job_dry_run(daemon: Daemon, ask: NewJob) -> DryRunView:
+    """Try a contract on synthetic twins of the datasets, with simulated partners, on this machine alone."""
+    return await daemon.jobs.dry_run(ask.text)
+
+
 async def job_list(daemon: Daemon, _: Arguments) -> list[JobView]:
     """List the jobs this peer takes part in."""
     return await daemon.jobs.list()
@@ -375,7 +388,7 @@ async def approvals_list(daemon: Daemon, _: Arguments) -> ApprovalsView:
     return await daemon.jobs.approvals.list()
 
 
-async def approvals_revoke(daemon: Daemon, ask: Number) -> StandingView:
+async def approvals_revoke(daemon: Daemon, ask: Numbered) -> StandingView:
     """Take a standing approval back, by its number; jobs that it approved go on."""
     return await daemon.jobs.approvals.revoke(ask.number, caller.current())
 
@@ -394,6 +407,7 @@ async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
     by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
     uid = os.geteuid() if by is None else by.uid
     kept = await daemon.store.write(lambda tx: policy.keep(tx, ask.text, uid, now, ask.after))
+    await daemon.use_policy()
     return PolicyView(**msgspec.structs.asdict(kept))
 
 
@@ -601,6 +615,7 @@ COMMANDS: dict[str, Command] = {
         Command("dataset.show", "GET", "/v1/datasets/{ref}", Ref, dataset_show),
         Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Ref, dataset_remove),
         Command("job.submit", "POST", "/v1/jobs", NewJob, job_submit),
+        Command("job.dry-run", "POST", "/v1/dry-runs", NewJob, job_dry_run, timeout_s=None),
         Command("job.list", "GET", "/v1/jobs", Arguments, job_list),
         Command("job.show", "GET", "/v1/jobs/{ref}", Ref, job_show),
         Command("job.wait", "GET", "/v1/jobs/{ref}/wait", Ref, job_wait, timeout_s=None),
@@ -610,7 +625,7 @@ COMMANDS: dict[str, Command] = {
         Command("job.approve", "POST", "/v1/jobs/{ref}/approve", NewApproval, job_approve, timeout_s=None),
         Command("job.deny", "POST", "/v1/jobs/{ref}/deny", Denial, job_deny),
         Command("approvals.list", "GET", "/v1/approvals", Arguments, approvals_list),
-        Command("approvals.revoke", "DELETE", "/v1/approvals/{number}", Number, approvals_revoke),
+        Command("approvals.revoke", "DELETE", "/v1/approvals/{number}", Numbered, approvals_revoke),
         Command("policy.show", "GET", "/v1/policy", Arguments, policy_show),
         Command("policy.set", "POST", "/v1/policy", NewPolicy, policy_set),
         Command("policy.test", "POST", "/v1/policy/test", NewJob, policy_test, timeout_s=None),

@@ -66,6 +66,7 @@ def status(view: dict[str, Any]) -> str:
             ("peers", f"{view['connected']} of {view['peers']} connected"),
             ("jobs", f"{view['jobs']} not ended"),
             ("datasets", view["datasets"]),
+            ("workers", view["sandbox"]),
             ("traffic", f"{size(view['bytes_sent'])} sent, {size(view['bytes_received'])} received"),
             ("started", view["started"]),
             ("version", view["version"]),
@@ -280,6 +281,31 @@ def jobs(views: list[dict[str, Any]]) -> str:
         for v in views
     ]
     return table(["id", "name", "state", "", "created"], rows, empty="no jobs yet: fedpeer job submit CONTRACT.toml")
+
+
+def dry_run(view: dict[str, Any]) -> str:
+    """What each stage would say for this peer, and how long it took."""
+    said = []
+    for stage in view["stages"]:
+        rows = ", ".join(f"{port}: {count} synthetic rows" for port, count in stage["rows"].items())
+        outputs = ", ".join(f"{name} ({kind})" for name, kind in stage["outputs"].items())
+        told = [
+            (message["tag"], message["kind"], message["count"], size(message["bytes"]), message["text"])
+            for message in stage["messages"]
+        ]
+        about = [
+            ("stage", f"{stage['id']} ({stage['run']})"),
+            ("participants", f"{len(stage['participants'])} on this machine"),
+            ("input", rows),
+            ("output", outputs),
+            ("took", f"{stage['seconds']:.1f} s"),
+        ]
+        said += [
+            facts(about),
+            table(("leaves", "as", "times", "size", "what it tells"), told, empty="nothing leaves"),
+            "",
+        ]
+    return "\n".join([*said, f"{view['name']} ran through in {view['seconds']:.1f} s; nothing was sent or kept"])
 
 
 def logs(lines: list[dict[str, Any]], view: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ from fedpeer.jobs import archive, checkpoint, contract, lifecycle
 from fedpeer.jobs.answer.service import Answers, Refused
 from fedpeer.jobs.approvals.service import Approvals
 from fedpeer.jobs.contract import Contract
+from fedpeer.jobs.dryrun.service import DryRuns, DryRunView
 from fedpeer.jobs.execution import StartWorker
 from fedpeer.jobs.files.service import Files
 from fedpeer.jobs.job.service import Job, seconds_of, time_of
@@ -127,6 +128,7 @@ class Jobs:
             find=find,
             now=now,
         )
+        self._dry_runs = DryRuns(catalog, start_worker=start_worker, run_in_thread=run_in_thread, find=find)
         self._stages = Stages(
             mesh, aggregation, store, self._files, start_worker=start_worker, run_in_thread=run_in_thread, find=find
         )
@@ -179,6 +181,14 @@ class Jobs:
         decided = await self._answers.would_be(await self._written(text))
         findings = [FindingView(**asdict(finding)) for finding in decided.findings]
         return DecisionView(verdict=decided.verdict, findings=findings)
+
+    async def dry_run(self, text: str) -> DryRunView:
+        """Run our part of the contract of a TOML text on synthetic twins of our datasets. Nothing is sent or kept.
+
+        Raises ContractError naming what is wrong in it, and what a stage fails with.
+        """
+        read = await self._written(text)
+        return await self._dry_runs.run(read, read.alias_of[self._mesh.me])
 
     async def list(self) -> JobViews:
         """Every job, oldest first."""

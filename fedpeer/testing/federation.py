@@ -159,7 +159,7 @@ class Organization:
 
     async def _start_worker(self, start: protocol.Start) -> CoroutineWorker:
         await trio.lowlevel.checkpoint()
-        return CoroutineWorker(start, self._federation.find, self._at_step)
+        return CoroutineWorker(start, self.daemon.find, self._at_step)
 
     async def _at_step(self, message: protocol.Message) -> bool:
         await trio.sleep(self.step_s)

@@ -148,12 +148,18 @@ def test_the_command_line_starts_without_heavy_modules() -> None:
 
 
 async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_was_made_from(tmp_path: Path) -> None:
+    used: list[int] = []
+
     class Daemon:
         store = Store(tmp_path, [policy.SCHEMA])
 
         @staticmethod
         def now() -> datetime:
             return datetime(2026, 6, 1, tzinfo=UTC)
+
+        @staticmethod
+        async def use_policy() -> None:
+            used.append((await ask("policy.show", 1000)).number)
 
     async def ask(name: str, uid: int, **given: Any) -> Any:
         command = COMMANDS[name]
@@ -168,4 +174,5 @@ async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_
     with pytest.raises(ConfigError, match="unknown key"):
         await ask("policy.set", 1002, text="min_row = 51")
     assert await ask("policy.show", 1000) == kept
+    assert used == [1]
     Daemon.store.close()

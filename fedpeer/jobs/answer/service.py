@@ -40,6 +40,7 @@ from fedpeer.jobs.job.service import Job, seconds_of
 from fedpeer.jobs.lifecycle import Answer
 from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Store, Transaction
+from fedpeer.worker import sandbox
 
 MAX_WHY = 2000
 """Characters of a reason that are kept."""
@@ -232,6 +233,7 @@ class Answers:
             spent=lambda tx, dataset: budget.most_spent(
                 tx, dataset, partners, rules, self._seconds(), self._roster.name_of
             ),
+            sandbox_missing=tuple(f"{layer} ({remedy})" for layer, remedy in sandbox.probe().missing()),
         )
 
     async def _bring(self, job: Job) -> tuple[Answer, list[Data]]:
