@@ -190,6 +190,8 @@ def _conninfo(address: Address, password: Secret | None) -> str:
     """libpq's keywords and values. Raises DataError for a connection over the network without TLS."""
     given = dict(address.options)
     host = given.pop("host", address.host)
+    if "," in host:
+        raise DataError(f"{address.place}: it names several hosts", hint="name one")
     if host and not host.startswith("/") and not _is_here(host):
         mode = given.setdefault("sslmode", TLS_MODES[0])
         if mode not in TLS_MODES:
