@@ -116,7 +116,6 @@ class Catalog:
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name a dataset", hint="letters, digits, dot, - and _; at most 64")
-        source.check_no_password(uri)
         if await self._store.read(lambda tx: _find(tx, name)) is not None:
             raise _taken(name)
 

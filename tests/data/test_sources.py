@@ -118,6 +118,13 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert "known neither" in refused("nonsense://h/d?table=t").message
 
 
+def test_sqlite_is_opened_to_be_read_only(database: str) -> None:
+    with source.opened(f"{database}?table=ward") as opened:
+        assert isinstance(opened, sql.Source)
+        with pytest.raises(Exception, match="readonly"):
+            opened._connection.exec_driver_sql("DELETE FROM ward")
+
+
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -77,11 +77,19 @@ async def test_a_peer_says_what_it_offers_when_it_is_asked(pair, autojump_clock)
 async def test_many_who_ask_at_once_are_one_question(pair, autojump_clock) -> None:
     alice, bob = pair
     told = Told()
+
+    async def slow() -> Offers:
+        await trio.sleep(3)
+        return await told()
+
     async with trio.open_nursery() as nursery:
         await meet(nursery, alice, bob, told)
+        bob.mesh.offers = slow
         async with trio.open_nursery() as askers:
-            for _ in range(10):
+            for _ in range(3):
                 askers.start_soon(alice.mesh.datasets_of, "bob")
+                await trio.sleep(1)
+        await trio.sleep(10)
         assert told.asked == 1
         nursery.cancel_scope.cancel()
 
@@ -141,8 +149,10 @@ async def test_who_waits_for_an_answer_learns_that_the_session_is_over(pair, aut
             alice.connections.sessions[bob.id].end("cut")
 
         nursery.start_soon(cut)
+        asked_at = trio.current_time()
         with pytest.raises(SessionError, match="bob: cut"):
             await alice.mesh.datasets_of("bob")
+        assert trio.current_time() - asked_at < session.ANSWER_S
         nursery.cancel_scope.cancel()
 
 
