@@ -100,6 +100,7 @@ class Daemon:
         )
         self.mesh = Mesh(identity, self.connections, self.store, events=self.events, log=self.log)
         self.catalog = Catalog(self.store, run_in_thread, config.home / secrets.FOLDER)
+        self.mesh.offers = self.catalog.offers
         self.aggregation = Aggregation(
             self.mesh, self.store, identity, run_in_thread=run_in_thread, events=self.events, log=self.log
         )

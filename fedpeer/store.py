@@ -232,13 +232,9 @@ class Store:
         passes, and nothing is kept. The digest begins with the length, so the file is read once more when it is known.
         """
         part = self.files / f"{next(self._parts)}.part"
-        try:
-            self._write_part(part, (memoryview(piece).cast("B") for piece in pieces))
-            digest = _digest_of_file(part)
-            self._name_part(part, self.path_of(digest))
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        self._write_part(part, (memoryview(piece).cast("B") for piece in pieces))
+        digest = _digest_of_file(part)
+        self._name_part(part, self.path_of(digest))
         return digest
 
     def _write_part(self, part: Path, pieces: Iterable[memoryview]) -> None:

@@ -44,6 +44,7 @@ from fedpeer.admin.commands import (
 )
 from fedpeer.crypto import Secret
 from fedpeer.data.catalog import DatasetView
+from fedpeer.data.offers import OffersView, OfferView
 from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
 from fedpeer.governance import export
@@ -116,6 +117,13 @@ def peer_view(ref: str = "bank") -> PeerView:
 
 DATASET = DatasetView(
     name="rows", uri="/d.csv", id="id", label="y", rows=3, columns=[["age", "number"], ["y", "boolean"]]
+)
+OFFERS = OffersView(
+    peer="bank\x1b[2J",
+    datasets=[
+        OfferView(name="loans", rows="about 1200", id="id", label=None, columns=[["age", "number"]], more_columns=2)
+    ],
+    more=1,
 )
 MODEL = ModelView(
     digest="cd" * 32,
@@ -210,6 +218,7 @@ class Peer:
         self.answers: dict[str, Any] = {
             "status": STATUS, "card": CARD_VIEW, "peer.add": peer_view(), "peer.list": [peer_view()],
             "peer.show": peer_view(), "peer.remove": peer_view(),
+            "peer.datasets": OFFERS,
             "peer.ping": {"id": "fp1b", "name": "bank", "seconds": 0.0123},
             "dataset.add": DATASET, "dataset.list": [DATASET], "dataset.show": DATASET, "dataset.remove": None,
             "job.submit": job_view("proposed"), "job.list": [job_view()], "job.show": job_view(),
@@ -328,6 +337,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "peer.list": ("peer", "ls"),
     "peer.show": ("peer", "show", "bank"),
     "peer.ping": ("peer", "ping", "bank"),
+    "peer.datasets": ("peer", "datasets", "bank"),
     "peer.remove": ("peer", "remove", "bank", "--yes"),
     "dataset.add": ("dataset", "add", "rows", "/d.csv", "--id", "id", "--label", "y"),
     "dataset.list": ("dataset", "list"),
@@ -458,11 +468,26 @@ def test_people_see_units_and_machines_raw_numbers(peer: Peer, run: Run) -> None
         assert text in shown
 
 
+def test_what_a_partner_offers_is_shown_with_what_had_no_room(peer: Peer, run: Run) -> None:
+    out = run("peer", "datasets", "bank")[1]
+    assert "about 1200" in out
+    assert "age (number), and 2 more" in out
+    assert "and 1 datasets more" in out
+
+
+def test_a_dataset_is_offered_and_its_secret_named_when_the_owner_says_so(peer: Peer, run: Run) -> None:
+    assert run("dataset", "add", "rows", "postgresql://u@h/d?table=t", "--secret", "clinic", "--offer")[0] == 0
+    assert peer.asked[-1][1]["uri"] == "postgresql://u@h/d?table=t"
+    assert (peer.asked[-1][1]["secret"], peer.asked[-1][1]["offered"]) == ("clinic", True)
+    assert "to nobody" in run("dataset", "show", "rows")[1]
+
+
 def test_a_relative_path_of_a_dataset_is_made_absolute(peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     for uri, sent in (("d.csv", "/d.csv"), ("/x/d.csv", "/x/d.csv"), ("file:///d.csv", "file:///d.csv")):
         assert run("dataset", "add", "rows", uri)[0] == 0
-        assert peer.asked[-1][1] == {"name": "rows", "uri": sent, "id": None, "label": None, "text": []}
+        bare = {"id": None, "label": None, "text": [], "secret": None, "offered": False}
+        assert peer.asked[-1][1] == {"name": "rows", "uri": sent, **bare}
 
 
 def test_columns_that_look_like_numbers_can_be_declared_text(peer: Peer, run: Run) -> None:

@@ -33,6 +33,7 @@ from fedpeer.errors import NotFound, StoreError, UsageError
 if TYPE_CHECKING:
     from fedpeer.config import Config
     from fedpeer.data.catalog import Catalog, DatasetView
+    from fedpeer.data.offers import OffersView
     from fedpeer.events import Events
     from fedpeer.governance.audit import Entry
     from fedpeer.governance.passport import File
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
     from fedpeer.mesh.connections.service import Connections
     from fedpeer.mesh.roster import PeerView
+    from fedpeer.mesh.service import Mesh
     from fedpeer.store import Record, Store, Transaction
 
 JSON = "application/json"
@@ -71,6 +73,7 @@ class Daemon(Protocol):
     events: Events
     store: Store
     connections: Connections
+    mesh: Mesh
     catalog: Catalog
     jobs: Jobs
 
@@ -106,6 +109,10 @@ class NewDataset(Arguments, frozen=True):
     label: str | None = None
     text: Annotated[list[str], msgspec.Meta(max_length=4096)] = []
     """columns to be read as text whatever their cells look like"""
+    secret: Word | None = None
+    """the name of the database's password"""
+    offered: bool = False
+    """whether partners who ask are told of it"""
 
 
 class NewJob(Arguments, frozen=True):
@@ -307,15 +314,30 @@ async def peer_ping(daemon: Daemon, ask: Ref) -> dict[str, Any]:
     return {"id": peer.id, "name": peer.name, "seconds": await daemon.connections.ping(peer.id)}
 
 
+async def peer_datasets(daemon: Daemon, ask: Ref) -> OffersView:
+    """Ask a connected peer what it offers: names, columns, about how many rows. Never values."""
+    from fedpeer.data import offers
+
+    return offers.view(daemon.connections.peer(ask.ref).name, await daemon.mesh.datasets_of(ask.ref))
+
+
 async def peer_remove(daemon: Daemon, ask: Ref) -> PeerView:
     """Take a peer off the roster and end the session with it."""
     return await daemon.connections.remove_peer(ask.ref, record=daemon.record("peer_removed"))
 
 
 async def dataset_add(daemon: Daemon, ask: NewDataset) -> DatasetView:
-    """Register a table of this peer (CSV or Parquet) under a name. It is read once, and nothing of it leaves."""
-    record = daemon.record("dataset_added")
-    return await daemon.catalog.add(ask.name, ask.uri, ask.id, ask.label, text=ask.text, record=record)
+    """Register a table of this peer (CSV, Parquet, a database) under a name. It is read once, and nothing leaves."""
+    return await daemon.catalog.add(
+        ask.name,
+        ask.uri,
+        ask.id,
+        ask.label,
+        text=ask.text,
+        secret=ask.secret,
+        offered=ask.offered,
+        record=daemon.record("dataset_added"),
+    )
 
 
 async def dataset_list(daemon: Daemon, _: Arguments) -> list[DatasetView]:
@@ -609,6 +631,7 @@ COMMANDS: dict[str, Command] = {
         Command("peer.list", "GET", "/v1/peers", Arguments, peer_list),
         Command("peer.show", "GET", "/v1/peers/{ref}", Ref, peer_show),
         Command("peer.ping", "GET", "/v1/peers/{ref}/ping", Ref, peer_ping),
+        Command("peer.datasets", "GET", "/v1/peers/{ref}/datasets", Ref, peer_datasets),
         Command("peer.remove", "DELETE", "/v1/peers/{ref}", Ref, peer_remove),
         Command("dataset.add", "POST", "/v1/datasets", NewDataset, dataset_add, timeout_s=None),
         Command("dataset.list", "GET", "/v1/datasets", Arguments, dataset_list),

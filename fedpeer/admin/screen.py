@@ -149,6 +149,8 @@ def dataset(view: dict[str, Any]) -> str:
         [
             ("name", view["name"]),
             ("uri", view["uri"]),
+            ("secret", view["secret"] and f"{view['secret']} (its name)"),
+            ("offered", "to partners who ask" if view["offered"] else "to nobody; jobs may name it"),
             ("rows", view["rows"]),
             ("id", view["id"]),
             ("label", view["label"]),
@@ -162,6 +164,18 @@ def datasets(views: list[dict[str, Any]]) -> str:
     return table(
         ["name", "rows", "columns", "id", "label", "uri"], rows, empty="no datasets yet: fedpeer dataset add NAME FILE"
     )
+
+
+def offers(view: dict[str, Any]) -> str:
+    """What a partner says of its datasets."""
+    rows = []
+    for v in view["datasets"]:
+        columns = [f"{name} ({kind})" for name, kind in v["columns"]]
+        if v["more_columns"]:
+            columns.append(f"and {v['more_columns']} more")
+        rows.append((v["name"], v["rows"], v["id"] or "-", v["label"] or "-", columns))
+    shown = table(["name", "rows", "id", "label", "columns"], rows, empty=f"{clean(view['peer'])} offers no datasets")
+    return shown + (f"\nand {view['more']} datasets more" if view["more"] else "")
 
 
 def job(view: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from fedpeer import artifact
 from fedpeer.crypto import Secret
-from fedpeer.data import secrets, source
+from fedpeer.data import offers, secrets, source
 from fedpeer.data.columns import TYPES
 from fedpeer.data.source import nearest
 from fedpeer.errors import DataError, KeyFileError, NotFound, UsageError
@@ -117,7 +117,6 @@ class Catalog:
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name a dataset", hint="letters, digits, dot, - and _; at most 64")
-        source.check_no_password(uri)
         if await self._store.read(lambda tx: _find(tx, name)) is not None:
             raise _taken(name)
 
@@ -146,6 +145,10 @@ class Catalog:
     async def list(self) -> Views:
         """All datasets by name."""
         return [_view(row) for row in await self._store.read(lambda tx: tx.all("SELECT * FROM dataset ORDER BY name"))]
+
+    async def offers(self) -> offers.Offers:
+        """What partners are told of the datasets here."""
+        return offers.of(await self.list())
 
     async def get(self, name: str) -> DatasetView:
         """One dataset. Raises NotFound, with the nearest name."""

@@ -39,7 +39,10 @@ from fedpeer.errors import DataError
 MISSING = pa.array(["NA", "N/A", "null", "NULL"])
 NUMBER_CELL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(?i:nan|inf|infinity)$"
 BOOLEAN_CELL = r"^(?i:true|false)$"
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 1 << 20
+"""pyarrow holds up to 32 blocks; a row has to fit in one"""
+ROW_PER_HEADER = 16
+"""a row may be so many times as long as the header, if that is more than a block's size"""
 
 
 class Source:
@@ -63,7 +66,8 @@ class Source:
         """What the columns hold, by the majority of their cells."""
         cells, numbers, booleans = Counter[str](), Counter[str](), Counter[str]()
         for batch in self._raw(self.names):
-            for name, column in zip(self.names, batch.columns, strict=True):
+            for name, cells_of in zip(self.names, batch.columns, strict=True):
+                column = _trim(cells_of)
                 there = pc.filter(column, pc.invert(_missing(column)))
                 cells[name] += len(there)
                 numbers[name] += _count(there, NUMBER_CELL)
@@ -94,27 +98,26 @@ class Source:
         """Nothing is open between two readings."""
 
     def _raw(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Cells as text, trimmed, the empty ones null. Raises DataError naming the row; OSError."""
+        """Cells as text. Raises DataError naming the row; OSError."""
         if self._odd_quotes:  # a quote left open swallows the rest of the file, and pyarrow does not mind
             self._inspect()
+        size = max(BLOCK_BYTES, ROW_PER_HEADER * sum(len(name) + 1 for name in self._header))
         title = dict(zip(self.names, self._header, strict=True))
         try:
             with arrow.open_csv(
                 self._path,
-                read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
+                read_options=arrow.ReadOptions(block_size=size, use_threads=False),
                 parse_options=arrow.ParseOptions(newlines_in_values=True),
                 convert_options=arrow.ConvertOptions(
                     include_columns=[title[name] for name in names],
                     column_types=dict.fromkeys(self._header, pa.string()),
-                    null_values=[""],
-                    strings_can_be_null=True,
                 ),
             ) as reader:
                 for batch in reader:
-                    yield pa.record_batch([_trim(column) for column in batch.columns], names=list(names))
+                    yield batch.rename_columns(list(names))
         except pa.ArrowException:
             self._inspect()
-            raise DataError(f"{self.place} is not a CSV file") from None
+            raise DataError(f"{self.place} is not a CSV file, or has rows of more than {size} bytes") from None
 
     def _inspect(self) -> None:
         """Read slowly and raise DataError where the file is not CSV; nothing when it is."""
@@ -152,6 +155,7 @@ def _check_text(path: Path) -> bool:
 
 def _convert(column: pa.Array, kind: str) -> pa.Array:
     """The cells as float64, string or bool; BadCell for the first one that is not."""
+    column = _trim(column)
     if kind == TEXT:
         return texts(column)
     cells = pc.if_else(_missing(column), pa.scalar(None, pa.string()), column)
@@ -163,6 +167,7 @@ def _convert(column: pa.Array, kind: str) -> pa.Array:
 
 
 def _trim(column: pa.Array) -> pa.Array:
+    """Without spaces around it; an empty cell is null."""
     trimmed = pc.utf8_trim_whitespace(column)
     return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
 

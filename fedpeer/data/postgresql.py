@@ -48,6 +48,7 @@ REFUSALS = {
     "42501": ("this user may not read it", "GRANT SELECT ON … TO …"),
     "57014": (f"it was not read within {STATEMENT_S} s", "a view or an index makes the query faster"),
     "22": ("a value cannot be cast to what its column shall hold", "cast it in a query, or leave it out"),
+    "22012": ("the query divides by zero", "NULLIF(…, 0)"),
     "25006": ("the query would write", "only SELECT is possible"),
     "42": ("the query is not one that the server understands", "try it with psql: SELECT * FROM (…) AS t"),
     "57P": ("the server is stopping or starting", "try again later"),
@@ -64,6 +65,10 @@ WORDS = {
     "due to statement timeout": "57014",
     "terminating connection": "57P01",
     "server closed the connection": "08006",
+    "in a read-only transaction": "25006",
+    "invalid input syntax": "22P02",
+    "out of range": "22003",
+    "division by zero": "22012",
 }
 
 
@@ -190,6 +195,8 @@ def _conninfo(address: Address, password: Secret | None) -> str:
     """libpq's keywords and values. Raises DataError for a connection over the network without TLS."""
     given = dict(address.options)
     host = given.pop("host", address.host)
+    if "," in host:
+        raise DataError(f"{address.place}: it names several hosts", hint="name one")
     if host and not host.startswith("/") and not _is_here(host):
         mode = given.setdefault("sslmode", TLS_MODES[0])
         if mode not in TLS_MODES:
@@ -232,7 +239,5 @@ def _refusal(place: str, error: BaseException, *, connecting: bool) -> DataError
             hint="is it running there, and does it take connections of this user?",
         )
     found = max((begins for begins in REFUSALS if state.startswith(begins)), key=len, default="")
-    what, hint = REFUSALS.get(
-        found, ("the server broke it off", "a division by zero, a value out of range? its own log says why")
-    )
+    what, hint = REFUSALS.get(found, ("the server broke it off", "its own log says why"))
     return DataError(f"{place}: {what}" + (f" (SQLSTATE {state})" if state else ""), hint=hint)

@@ -190,9 +190,8 @@ def _cell(index: int, value: Any, kind: str) -> Any:
             raise BadCell(index, "numbers with fractions where text is wanted")
         return str(whole)
     if found != kind:
-        raise BadCell(
-            index, f"a {type(value).__name__} in a column of {'truth values' if kind == BOOLEAN else kind + 's'}"
-        )
+        columns = {NUMBER: "numbers", TEXT: "text", BOOLEAN: "truth values"}
+        raise BadCell(index, f"{type(value).__name__} in a column of {columns[kind]}")
     try:
         return float(value) if kind == NUMBER else value
     except (ValueError, OverflowError):
