@@ -46,6 +46,12 @@ class StoreError(FedpeerError):
     code = "store"
 
 
+class DiskFull(StoreError):
+    """The disk of this peer is full: what runs goes on while the reserve lasts, nothing new begins. Make room."""
+
+    code = "disk_full"
+
+
 # what others send
 
 
@@ -122,6 +128,12 @@ class GateClosed(PolicyError):
     """A stage tried to let something out that it had not declared. Nothing was sent; the job fails."""
 
     code = "gate"
+
+
+class BudgetSpent(PolicyError):
+    """The privacy budget of a dataset does not allow it. Nothing was sent; it grows again as a year passes."""
+
+    code = "budget"
 
 
 class JobError(FedpeerError):

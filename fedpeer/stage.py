@@ -18,6 +18,9 @@ The same coroutine function runs at every participant, in a worker process that 
 that this role does not produce is None). It may await nothing but methods of `peers`, and takes chance from
 `peers.random` only: the same inputs must give the same bytes, for a turn may be repeated after a crash.
 
+A stage that returns a model says how many numbers it fits (`parameters`), and one that adds noise what it costs
+(`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say.
+
 `messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
 gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
 and agreed values and no send: it cannot show one peer's numbers to another even by mistake. A total over few rows
@@ -34,6 +37,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +54,8 @@ from fedpeer.crypto import hash_
 from fedpeer.errors import ContractError, DataError, StageError
 
 MAX_PEERS = 200
+EXTRAS = {"dp": ("dp_accounting", "opendp")}
+"""What `pip install fedpeer[NAME]` brings beyond fedpeer itself: the modules that stages of this extra import."""
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -271,6 +277,12 @@ class Stage:
     inputs: Mapping[str, type]
     outputs: Mapping[str, type]
     messages: Mapping[str, Message]
+    parameters: Callable[[Any, int], int] | None = None
+    """(params, n_features) → how many numbers its model fits to the rows; not part of the declaration."""
+    cost: Callable[[Any], tuple[float, float] | None] | None = None
+    """params → (epsilon, delta) of one run, None without noise; not part of the declaration."""
+    extra: str = ""
+    """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
 
     @property
     def name(self) -> str:
@@ -308,6 +320,10 @@ class Stage:
         declared = self.messages.get(tag)
         return (declared if isinstance(declared, Sum) else Sum("")).codecs
 
+    def missing(self) -> list[str]:
+        """The modules of its extra that are not installed here."""
+        return [module for module in EXTRAS.get(self.extra, ()) if importlib.util.find_spec(module) is None]
+
     def check_outputs(self, result: Any) -> dict[str, Output | None]:
         """What the function returned, if it is a dict of exactly the declared outputs; else StageError."""
         if not isinstance(result, dict) or result.keys() != self.outputs.keys():
@@ -332,6 +348,9 @@ def stage(
     outputs: Mapping[str, type],
     messages: Mapping[str, Message],
     params: type[Params] = Params,
+    parameters: Callable[[Any, int], int] | None = None,
+    cost: Callable[[Any], tuple[float, float] | None] | None = None,
+    extra: str = "",
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
 
@@ -349,8 +368,11 @@ def stage(
         for port, cls in [*inputs.items(), *outputs.items()]:
             if cls not in KINDS.values():
                 raise TypeError(f"{where}: {port!r} is not a Table, Rows, Model or Report")
-        declared = Stage(function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages))
-        return declared
+        if extra and extra not in EXTRAS:
+            raise TypeError(f"{where}: there is no extra {extra!r}")
+        return Stage(
+            function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages), parameters, cost, extra
+        )
 
     return declare
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 import structlog
@@ -31,16 +32,43 @@ import trio
 
 from fedpeer import cli
 from fedpeer.admin import screen, service
-from fedpeer.admin.commands import COMMANDS, CardView, EntryView, StatusView
+from fedpeer.admin.commands import (
+    COMMANDS,
+    AccountView,
+    BudgetView,
+    CardView,
+    ChargeView,
+    EntryView,
+    PolicyView,
+    StatusView,
+)
 from fedpeer.crypto import Secret
 from fedpeer.data.catalog import DatasetView
-from fedpeer.errors import DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
+from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
 from fedpeer.governance import export
 from fedpeer.governance import tree as audit_tree
 from fedpeer.governance.export import Line
 from fedpeer.identity import Identity
-from fedpeer.jobs.views import ErrorView, JobView, LogLine, ModelView, OutputView, ParticipantView, StageView, SumsView
+from fedpeer.jobs.views import (
+    ApprovalsView,
+    AskedView,
+    DecisionView,
+    ErrorView,
+    FindingView,
+    JobView,
+    LogLine,
+    MessageView,
+    ModelView,
+    OutputView,
+    ParticipantView,
+    ReadView,
+    ReviewView,
+    StageReviewView,
+    StageView,
+    StandingView,
+    SumsView,
+)
 from fedpeer.mesh.roster import PeerView
 
 JOB = "ab12" * 16
@@ -105,6 +133,49 @@ PASSPORT = {
     "cards": [], "signatures": ["AA==", "AA=="],
 }  # fmt: skip
 ENTRY = EntryView(number=4, time="t", event="peer_added\x1b[31m", job=JOB, facts={"name": "ba\x1b[31mnk"})
+POLICY = PolicyView(number=3, text="# ours\nmin_rows = 50 # \x1b[2J\n", uid=0, time="t")
+DECISION = DecisionView(
+    verdict="ask",
+    findings=[
+        FindingView(rule="jobs_per_day", stage="", holds=True, text="0 jobs of bank\x1b[2J, jobs_per_day = 20"),
+        FindingView(rule="approve", stage="fit", holds=True, text="approve has the operator asked"),
+    ],
+)
+REVIEW = ReviewView(
+    id=JOB, name="breast", purpose="a model\x1b[2J", initiator="bank", participants=["clinic", "bank", "shop"],
+    state="asking", until="u", expires="e", needs=1, approved=[], released=["fit.model"], epsilon=0.5, verdict="ask",
+    stages=[
+        StageReviewView(
+            id="fit", run="horizontal.logistic:fit", text="Fits.\n\nAt length.", role="member",
+            parties=["clinic", "bank", "shop"], params={"reg_lambda": 0.1},
+            reads=[ReadView(dataset="rows", rows=1234, columns=["age", "bmi"], label="y")],
+            messages=[MessageView(tag="gradient", kind="sum", sender="", receiver="", text="sum of gradients")],
+            sums=sums_view(), epsilon=0.5, delta=1e-6,
+        )
+    ],
+    findings=[FindingView(rule="min_rows", stage="fit", holds=True, text="1234 rows in 'rows', min_rows = 100")],
+    compared_with="", differences=[],
+)  # fmt: skip
+STANDING = StandingView(
+    number=7, job=JOB, name="breast", initiator="bank\x1b[2J", datasets=["rows"], new_rows=True, epsilon=0.5,
+    people=["ann (1000)"], created="t", expires="e",
+)  # fmt: skip
+APPROVALS = ApprovalsView(
+    asking=[
+        AskedView(
+            id=JOB, name="breast", purpose="a model", initiator="bank", until="u", needs=2, approved=["ann (1000)"]
+        )
+    ],
+    standing=[STANDING],
+)
+ACCOUNT = AccountView(
+    dataset="rows", partner="fp1b", name="bank\x1b[2J", epsilon=0.8, left=2.2, delta=1e-8, stages=1, last="t"
+)
+BUDGET = BudgetView(
+    dataset="rows", per_year=3.0, per_job=None, accounts=[ACCOUNT],
+    charges=[ChargeView(time="t", job=JOB, stage="describe", run="horizontal.statistics:private", partner="fp1b",
+                        name="bank\x1b[2J", epsilon=0.8, delta=1e-8)],
+)  # fmt: skip
 CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
 STATUS = StatusView(
     name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
@@ -130,6 +201,10 @@ class Peer:
                 LogLine(time="t", event="sum", facts={"stage": "fit", "turn": 1, "survivors": ["fp1a", "fp1gone"]})
             ],
             "job.cancel": job_view("cancelled"),
+            "job.review": REVIEW, "job.approve": job_view("proposed"), "job.deny": job_view("proposed"),
+            "approvals.list": APPROVALS, "approvals.revoke": STANDING,
+            "policy.show": POLICY, "policy.set": POLICY, "policy.test": DECISION,
+            "budget.list": [ACCOUNT], "budget.show": BUDGET,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
             "audit.list": [ENTRY], "audit.show": ENTRY, "audit.accept": {"id": "fp1b", "name": "bank", "known": 7},
             "audit.export": b"", "model.passport": PASSPORT,
@@ -246,6 +321,16 @@ VERBS: dict[str, tuple[str, ...]] = {
     "job.wait": ("job", "wait", "ab12"),
     "job.logs": ("job", "logs", "ab12"),
     "job.cancel": ("job", "cancel", "ab12", "--yes"),
+    "job.review": ("job", "review", "ab12"),
+    "job.approve": ("job", "approve", "ab12", "--yes"),
+    "job.deny": ("job", "deny", "ab12"),
+    "approvals.list": ("approvals",),
+    "approvals.revoke": ("approvals", "revoke", "7"),
+    "policy.show": ("policy", "show"),
+    "policy.set": ("policy", "set", "-"),
+    "policy.test": ("policy", "test", "--job", "-"),
+    "budget.list": ("budget", "list"),
+    "budget.show": ("budget", "show", "rows"),
     "model.list": ("model", "list"),
     "model.show": ("model", "show", "cd"),
     "model.predict": ("model", "predict", "cd", "rows"),
@@ -288,6 +373,14 @@ def test_a_verb_asks_the_daemon_and_shows_the_answer(
         assert (envelope["v"], envelope["ok"]) == (1, True)
         assert name == "dataset.remove" or envelope["data"]
         monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+
+
+def test_a_budget_is_shown_with_its_limits_and_its_charges(peer: Peer, run: Run) -> None:
+    shown = run("budget", "show", "rows")[1]
+    for text in ("a partner and year  ε = 3", "a job               no limit", "horizontal.statistics:private", "2.2"):
+        assert text in shown
+    peer.answers["budget.list"] = []
+    assert run("budget", "list")[1] == "nothing was charged in the last year\n"
 
 
 def test_the_log_names_who_is_in_a_sum(peer: Peer, run: Run) -> None:
@@ -735,6 +828,86 @@ def test_version_and_help_end_with_0(run: Run) -> None:
     for group in (("--help",), ("job", "-h"), ("job", "watch", "--help")):
         code, out, _ = run(*group)
         assert (code, out.startswith("Usage: fedpeer")) == (0, True)
+
+
+def test_a_contract_that_the_policy_refuses_ends_the_test_with_6_and_says_why(peer: Peer, run: Run) -> None:
+    finding = FindingView(rule="min_rows", stage="fit", holds=False, text="97 rows in 'a', min_rows = 100")
+    peer.answers["policy.test"] = DecisionView(verdict="refused", findings=[finding, *DECISION.findings])
+    file = peer.home / "job.toml"
+    file.write_text("version = 1")
+    code, out, _ = run("policy", "test", "--job", str(file))
+    assert code == 6
+    assert peer.asked[-1][1] == {"text": "version = 1"}
+    assert "FAILS  fit    min_rows      97 rows in 'a', min_rows = 100" in out
+    assert out.endswith("\n\nrefused\n")
+    code, out, _ = run("--json", "policy", "test", "--job", str(file))
+    assert (code, json.loads(out)["data"]["verdict"]) == (6, "refused")
+
+
+def test_the_policy_is_printed_as_it_was_written(peer: Peer, run: Run) -> None:
+    assert run("policy", "show")[1] == "# ours\nmin_rows = 50 # �[2J\n"
+
+
+class Editor:
+    """Instead of an editor and of the person before it: the texts it saves, one after the other; None: nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *saved: str | None) -> None:
+        self.opened: list[str] = []
+        self._saved = iter(saved)
+        monkeypatch.setattr(click, "edit", self._edit)
+        monkeypatch.setattr(click, "confirm", lambda *_, **__: True)
+        monkeypatch.setattr(sys, "stdin", Terminal(b""))
+
+    def _edit(self, text: str, **_: Any) -> str | None:
+        self.opened.append(text)
+        return next(self._saved)
+
+
+class Terminal(Stdin):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_an_edited_policy_is_set_in_place_of_the_one_that_was_shown(
+    peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Editor(monkeypatch, "min_rows = 60\n")
+    assert run("policy", "edit")[0] == 0
+    assert peer.asked[-1] == ("policy.set", {"text": "min_rows = 60\n", "after": 3})
+
+
+@pytest.mark.parametrize("saved", [None, POLICY.text])
+def test_an_editor_that_changed_nothing_sets_nothing(
+    peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch, saved: str | None
+) -> None:
+    Editor(monkeypatch, saved)
+    assert run("policy", "edit")[1] == "nothing was changed\n"
+    assert [name for name, _ in peer.asked] == ["policy.show"]
+
+
+def test_an_edited_policy_that_cannot_be_read_is_edited_again_and_not_lost(
+    peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = Editor(monkeypatch, "min_row = 60\n", "min_rows = 60\n")
+    answers = iter([ConfigError("unknown key 'min_row'"), POLICY])
+
+    def answer() -> PolicyView:
+        said = next(answers)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    peer.answers["policy.set"] = answer
+    assert run("policy", "edit")[0] == 0
+    assert editor.opened == [POLICY.text, "min_row = 60\n"]
+    assert peer.asked[-1][1]["text"] == "min_rows = 60\n"
+
+
+def test_without_a_terminal_there_is_nothing_to_edit_on(peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b""))
+    code, _, err = run("policy", "edit")
+    assert (code, peer.asked) == (2, [])
+    assert "fedpeer policy set FILE" in err
 
 
 def test_every_exit_code_of_the_rules_is_the_one_of_an_error_class() -> None:

@@ -16,14 +16,17 @@ This page is imported by the client and the command line too, so at run time it 
 from __future__ import annotations
 
 import importlib.metadata
+import math
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
 
+from fedpeer.admin import caller
 from fedpeer.config import nearest
 from fedpeer.errors import NotFound, StoreError, UsageError
 
@@ -35,7 +38,15 @@ if TYPE_CHECKING:
     from fedpeer.governance.passport import File
     from fedpeer.identity import Card, Identity
     from fedpeer.jobs.service import Jobs
-    from fedpeer.jobs.views import JobView, LogLine, ModelView
+    from fedpeer.jobs.views import (
+        ApprovalsView,
+        DecisionView,
+        JobView,
+        LogLine,
+        ModelView,
+        ReviewView,
+        StandingView,
+    )
     from fedpeer.mesh.connections.service import Connections
     from fedpeer.mesh.roster import PeerView
     from fedpeer.store import Record, Store, Transaction
@@ -55,6 +66,7 @@ class Daemon(Protocol):
     identity: Identity
     name: str
     started_at: datetime
+    now: Callable[[], datetime]
     events: Events
     store: Store
     connections: Connections
@@ -98,6 +110,29 @@ class NewJob(Arguments, frozen=True):
     """the TOML of a contract"""
 
 
+class NewPolicy(Arguments, frozen=True):
+    text: Annotated[str, msgspec.Meta(max_length=64 * 1024)]
+    """the TOML of a policy"""
+    after: int | None = None
+    """the number of the policy that it was made from: refused if another was set meanwhile"""
+
+
+class NewApproval(Arguments, frozen=True):
+    ref: Word
+    always: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
+    """0 once, 1 every job like it, 2 also on other rows of the same datasets"""
+
+
+class Denial(Arguments, frozen=True):
+    ref: Word
+    reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    """for the own log"""
+
+
+class Number(Arguments, frozen=True):
+    number: int
+
+
 class Prediction(Arguments, frozen=True):
     ref: Word
     dataset: Word
@@ -133,6 +168,52 @@ class CardView(msgspec.Struct, kw_only=True):
     """twelve words, to be compared by voice"""
     card: str
     """the line to give to the others"""
+
+
+class PolicyView(msgspec.Struct, kw_only=True):
+    number: int
+    """0: the default, which nobody set"""
+    text: str
+    uid: int | None
+    """of who set it"""
+    time: str
+
+
+class AccountView(msgspec.Struct, kw_only=True):
+    """What a partner was told of a dataset in the last year."""
+
+    dataset: str
+    partner: str
+    """peer id"""
+    name: str
+    epsilon: float
+    left: float | None
+    """of epsilon; None: no limit"""
+    delta: float
+    stages: int
+    last: str
+
+
+class ChargeView(msgspec.Struct, kw_only=True):
+    time: str
+    job: str
+    """the contract's id"""
+    stage: str
+    run: str
+    partner: str
+    name: str
+    epsilon: float
+    delta: float
+
+
+class BudgetView(msgspec.Struct, kw_only=True):
+    """`per_year`, `per_job`: of epsilon, None without a limit; `charges`: all that were ever made, oldest first."""
+
+    dataset: str
+    per_year: float | None
+    per_job: float | None
+    accounts: list[AccountView]
+    charges: list[ChargeView]
 
 
 class StatusView(msgspec.Struct, kw_only=True):
@@ -246,7 +327,7 @@ async def dataset_remove(daemon: Daemon, ask: Ref) -> None:
 
 async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
     """Propose the contract in a TOML file to its participants; prints the id of the job."""
-    return await daemon.jobs.submit(ask.text)
+    return await daemon.jobs.submit(ask.text, caller.current())
 
 
 async def job_list(daemon: Daemon, _: Arguments) -> list[JobView]:
@@ -272,6 +353,116 @@ async def job_logs(daemon: Daemon, ask: Ref) -> list[LogLine]:
 async def job_cancel(daemon: Daemon, ask: Ref) -> JobView:
     """End a job for all its participants."""
     return await daemon.jobs.cancel(ask.ref)
+
+
+async def job_review(daemon: Daemon, ask: Ref) -> ReviewView:
+    """Show what a job asks of this peer: what runs on which columns, what it tells, what it costs, what is new."""
+    return await daemon.jobs.approvals.review(ask.ref)
+
+
+async def job_approve(daemon: Daemon, ask: NewApproval) -> JobView:
+    """Approve a job that asks for it, after showing what it would do."""
+    return await daemon.jobs.approvals.approve(ask.ref, caller.current(), always=ask.always)
+
+
+async def job_deny(daemon: Daemon, ask: Denial) -> JobView:
+    """Refuse a job that asks. The others read so when the time to answer is over, and never why."""
+    return await daemon.jobs.approvals.deny(ask.ref, caller.current(), reason=ask.reason)
+
+
+async def approvals_list(daemon: Daemon, _: Arguments) -> ApprovalsView:
+    """List the jobs that wait for this peer's operators, and the standing approvals."""
+    return await daemon.jobs.approvals.list()
+
+
+async def approvals_revoke(daemon: Daemon, ask: Number) -> StandingView:
+    """Take a standing approval back, by its number; jobs that it approved go on."""
+    return await daemon.jobs.approvals.revoke(ask.number, caller.current())
+
+
+async def policy_show(daemon: Daemon, _: Arguments) -> PolicyView:
+    """Print the policy of this peer: what may be computed on its data. Without one, the commented defaults."""
+    from fedpeer.governance import policy
+
+    return PolicyView(**msgspec.structs.asdict(await daemon.store.read(policy.kept)))
+
+
+async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
+    """Replace the policy of this peer by the text of a file, or of - for standard input."""
+    from fedpeer.governance import policy
+
+    by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
+    uid = os.geteuid() if by is None else by.uid
+    kept = await daemon.store.write(lambda tx: policy.keep(tx, ask.text, uid, now, ask.after))
+    return PolicyView(**msgspec.structs.asdict(kept))
+
+
+async def policy_test(daemon: Daemon, ask: NewJob) -> DecisionView:
+    """Show what the policy says to a contract, and why. Nothing is sent and nothing counts."""
+    return await daemon.jobs.test_policy(ask.text)
+
+
+async def budget_list(daemon: Daemon, _: Arguments) -> list[AccountView]:
+    """List what partners were told of each dataset in the last year, as differential privacy counts it."""
+    return await daemon.store.read(lambda tx: _accounts(tx, daemon, None))
+
+
+async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
+    """Show the privacy budget of a dataset: what a year and a job may cost, and every charge."""
+    from fedpeer.governance import budget, policy
+
+    dataset = await daemon.catalog.get(ask.ref)
+
+    def look(tx: Transaction) -> BudgetView:
+        limits = policy.current(tx).budget
+        return BudgetView(
+            dataset=dataset.name,
+            per_year=_finite(limits.epsilon),
+            per_job=_finite(limits.per_job),
+            accounts=_accounts(tx, daemon, dataset.name),
+            charges=[
+                ChargeView(
+                    time=_time(charge.time),
+                    job=charge.contract.hex(),
+                    stage=charge.stage,
+                    run=charge.run,
+                    partner=charge.partner,
+                    name=daemon.connections.roster.name_of(charge.partner),
+                    epsilon=charge.cost.epsilon / budget.EPSILON_UNITS,
+                    delta=charge.cost.delta / budget.DELTA_UNITS,
+                )
+                for charge in budget.all_charges(tx, dataset.name)
+            ],
+        )
+
+    return await daemon.store.read(look)
+
+
+def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None) -> list[AccountView]:
+    from fedpeer.governance import budget, policy
+
+    limit, since = policy.current(tx).budget.epsilon, int(daemon.now().timestamp()) - budget.YEAR_S
+    return [
+        AccountView(
+            dataset=account.dataset,
+            partner=account.partner,
+            name=daemon.connections.roster.name_of(account.partner),
+            epsilon=(epsilon := account.spent.epsilon / budget.EPSILON_UNITS),
+            left=_finite(max(limit - epsilon, 0.0)),
+            delta=account.spent.delta / budget.DELTA_UNITS,
+            stages=account.stages,
+            last=_time(account.last),
+        )
+        for account in budget.accounts(tx, since, dataset)
+    ]
+
+
+def _finite(amount: float) -> float | None:
+    return None if math.isinf(amount) else amount
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 async def model_list(daemon: Daemon, _: Arguments) -> list[ModelView]:
@@ -415,6 +606,16 @@ COMMANDS: dict[str, Command] = {
         Command("job.wait", "GET", "/v1/jobs/{ref}/wait", Ref, job_wait, timeout_s=None),
         Command("job.logs", "GET", "/v1/jobs/{ref}/logs", Ref, job_logs),
         Command("job.cancel", "POST", "/v1/jobs/{ref}/cancel", Ref, job_cancel),
+        Command("job.review", "GET", "/v1/jobs/{ref}/review", Ref, job_review, timeout_s=None),
+        Command("job.approve", "POST", "/v1/jobs/{ref}/approve", NewApproval, job_approve, timeout_s=None),
+        Command("job.deny", "POST", "/v1/jobs/{ref}/deny", Denial, job_deny),
+        Command("approvals.list", "GET", "/v1/approvals", Arguments, approvals_list),
+        Command("approvals.revoke", "DELETE", "/v1/approvals/{number}", Number, approvals_revoke),
+        Command("policy.show", "GET", "/v1/policy", Arguments, policy_show),
+        Command("policy.set", "POST", "/v1/policy", NewPolicy, policy_set),
+        Command("policy.test", "POST", "/v1/policy/test", NewJob, policy_test, timeout_s=None),
+        Command("budget.list", "GET", "/v1/budget", Arguments, budget_list),
+        Command("budget.show", "GET", "/v1/budget/{ref}", Ref, budget_show),
         Command("model.list", "GET", "/v1/models", Arguments, model_list),
         Command("model.show", "GET", "/v1/models/{ref}", Ref, model_show),
         Command(

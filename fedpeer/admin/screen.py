@@ -107,6 +107,42 @@ def peers(views: list[dict[str, Any]]) -> str:
     )
 
 
+def accounts(views: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            v["dataset"],
+            v["name"],
+            v["epsilon"],
+            "no limit" if v["left"] is None else v["left"],
+            v["delta"],
+            v["stages"],
+            v["last"],
+        )
+        for v in views
+    ]
+    head = ["dataset", "partner", "epsilon", "left", "delta", "stages", "last"]
+    return table(head, rows, empty="nothing was charged in the last year")
+
+
+def budget(view: dict[str, Any]) -> str:
+    limits = [
+        (name, "no limit" if view[key] is None else f"ε = {view[key]:g}")
+        for name, key in (("a partner and year", "per_year"), ("a job", "per_job"))
+    ]
+    charges = [
+        (v["time"], v["job"][:SHORT], v["stage"], v["run"], v["name"], v["epsilon"], v["delta"])
+        for v in view["charges"]
+    ]
+    head = ["time", "job", "stage", "run", "partner", "epsilon", "delta"]
+    return "\n\n".join(
+        [
+            facts([("dataset", view["dataset"]), *limits]),
+            accounts(view["accounts"]),
+            table(head, charges, empty="nothing was ever charged"),
+        ]
+    )
+
+
 def dataset(view: dict[str, Any]) -> str:
     about = facts(
         [
@@ -139,6 +175,7 @@ def job(view: dict[str, Any]) -> str:
                 ("state", view["state"] + waiting),
                 ("created", view["created"]),
                 ("finished", view["finished"]),
+                ("asks", _asks(view)),
                 ("error", f"{error['message']} ({error['code']})" if error else ""),
                 ("hint", error["hint"] if error else ""),
             ]
@@ -169,6 +206,14 @@ def job(view: dict[str, Any]) -> str:
     if told := [pair for stage in view["stages"] for pair in _sums(stage, _names(view))]:
         lines.insert(3, facts(told))
     return "\n\n".join(lines)
+
+
+def _asks(view: dict[str, Any]) -> str:
+    asks = view.get("asks")
+    if not asks:
+        return ""
+    so_far = f"{len(asks['approved'])} of {asks['needs']} approved it, " if asks["needs"] > 1 else ""
+    return f"your approval until {asks['until']}: {so_far}fedpeer job approve {view['id'][:SHORT]}"
 
 
 def protection(sums: dict[str, Any]) -> str:
@@ -250,6 +295,23 @@ def _summed(message: dict[str, Any], view: dict[str, Any]) -> str:
     name_of = {participant["peer"]: participant["name"] for participant in view["participants"]}
     names = [name_of.get(peer, peer) for peer in message["survivors"]]
     return event({**message, "event": "sums over", "step": "", "k": "", "survivors": names})
+
+
+def lines(text: str) -> str:
+    """A text of several lines, without control characters."""
+    return "\n".join(map(clean, text.splitlines()))
+
+
+VERDICTS = {"refused": "refused", "ask": "the operator is asked", "auto": "allowed"}
+
+
+def decision(view: dict[str, Any]) -> str:
+    """What the policy says to a contract: every bound with its figures, and the verdict."""
+    rows = [
+        ("holds" if finding["holds"] else "FAILS", finding["stage"] or "-", finding["rule"], finding["text"])
+        for finding in view["findings"]
+    ]
+    return table(("", "stage", "rule", "why"), rows, empty="") + f"\n\n{VERDICTS[view['verdict']]}"
 
 
 def model(view: dict[str, Any]) -> str:

@@ -44,6 +44,7 @@ SCHEMA = Schema(
             contract BLOB PRIMARY KEY,
             initiator TEXT NOT NULL,        -- peer id
             time INTEGER NOT NULL,
+            until INTEGER NOT NULL,         -- then it is refused
             state TEXT NOT NULL,            -- asking | approved | denied | refused | undecided
             needs INTEGER NOT NULL,         -- how many people must approve
             form BLOB NOT NULL,             -- hash of the contract without its nonce and expiry
@@ -113,6 +114,8 @@ class Asked(Subject, frozen=True, kw_only=True):
 
     contract: bytes
     time: int
+    until: int
+    """its deadline: whoever has not approved by then refuses"""
     state: str
     needs: int
     answer: bytes
@@ -143,6 +146,17 @@ class Approval:
     """operator | submitted | standing NUMBER"""
     always: int
     """0 once, 1 always like this, 2 on new rows too"""
+
+    @property
+    def who(self) -> str:
+        return who(self.uid, self.user)
+
+
+def who(uid: int, user: str) -> str:
+    """A person as operators read it: "ann (1000)"."""
+    if uid == DAEMON:
+        return "the daemon"
+    return f"{user} ({uid})" if user else str(uid)
 
 
 def covers(standing: Standing, subject: Subject, needs: int, now: int) -> bool:
@@ -190,11 +204,12 @@ def ask(tx: Transaction, asked: Asked) -> Asked:
         if len(approvals(tx, asked.contract)) >= asked.needs:
             asked = msgspec.structs.replace(asked, state=APPROVED)
     tx.execute(
-        "INSERT INTO asked VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO asked VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             asked.contract,
             asked.initiator,
             asked.time,
+            asked.until,
             asked.state,
             asked.needs,
             asked.form,
@@ -207,7 +222,7 @@ def ask(tx: Transaction, asked: Asked) -> Asked:
     return asked
 
 
-_ASKED = "SELECT contract, initiator, time, state, needs, form, epsilon, data, answer, why FROM asked"
+_ASKED = "SELECT contract, initiator, time, until, state, needs, form, epsilon, data, answer, why FROM asked"
 
 
 def find(tx: Transaction, contract: bytes) -> Asked | None:
@@ -219,12 +234,6 @@ def find(tx: Transaction, contract: bytes) -> Asked | None:
 def asking(tx: Transaction) -> list[Asked]:
     """All that wait for the operators, oldest first."""
     return [_asked(row) for row in tx.all(f"{_ASKED} WHERE state = 'asking' ORDER BY time, contract")]
-
-
-def jobs_since(tx: Transaction, initiator: str, since: int) -> int:
-    """How many contracts of this initiator were asked about after `since`."""
-    (count,) = tx.one("SELECT count(*) FROM asked WHERE initiator = ? AND time > ?", (initiator, since))
-    return int(count)
 
 
 def last_approved(tx: Transaction, initiator: str, *, but: bytes) -> Asked | None:
@@ -264,7 +273,7 @@ def approve(tx: Transaction, contract: bytes, by: Caller | None, now: int, *, na
     before = approvals(tx, contract)
     if uid in {approval.uid for approval in before}:
         raise UsageError(
-            f"{user or uid} approved it already, and the policy wants {asked.needs} people",
+            f"{who(uid, user)} approved it already, and the policy wants {asked.needs} people",
             hint="another user of the group fedpeer-admin approves it",
         )
     tx.execute("INSERT INTO approval VALUES (?, ?, ?, ?, ?, ?)", (contract, uid, user, now, "operator", always))
@@ -360,11 +369,12 @@ def _person(by: Caller | None) -> tuple[int, str]:
 
 
 def _asked(row: Sequence[Any]) -> Asked:
-    contract, initiator, time, state, needs, form, epsilon, data, answer, why = row
+    contract, initiator, time, until, state, needs, form, epsilon, data, answer, why = row
     return Asked(
         contract=contract,
         initiator=initiator,
         time=time,
+        until=until,
         state=state,
         needs=needs,
         form=form,

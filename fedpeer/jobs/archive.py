@@ -106,6 +106,22 @@ def all_jobs(tx: Transaction) -> list[Kept]:
     ]
 
 
+def body(tx: Transaction, contract: bytes) -> bytes | None:
+    """The canonical contract of a job; None if it is not here any more."""
+    row = tx.one("SELECT body FROM job WHERE contract = ?", (contract,))
+    return None if row is None else bytes(row[0])
+
+
+def since(tx: Transaction, moment: str, before: bytes) -> list[bytes]:
+    """The bodies of the contracts that came after a moment and before this one, which may be not here yet."""
+    rows = tx.all(
+        "SELECT body FROM job WHERE created > ?"
+        " AND rowid < coalesce((SELECT rowid FROM job WHERE contract = ?), 9223372036854775807)",
+        (moment, before),
+    )
+    return [body for (body,) in rows]
+
+
 def end(tx: Transaction, contract: bytes, state: str, finished: str) -> None:
     """Keep how a job ended (why is in its log); the first end counts."""
     tx.execute("UPDATE job SET state = ?, finished = ? WHERE contract = ? AND state = ''", (state, finished, contract))

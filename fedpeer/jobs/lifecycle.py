@@ -30,7 +30,17 @@ import msgspec
 
 from fedpeer import codec
 from fedpeer.crypto import hash_
-from fedpeer.errors import Cancelled, ColumnsDiffer, FedpeerError, JobError, LocalProtocolError, NotEqual, by_code
+from fedpeer.errors import (
+    Cancelled,
+    ColumnsDiffer,
+    FedpeerError,
+    GateClosed,
+    JobError,
+    LocalProtocolError,
+    NotEqual,
+    PolicyError,
+    by_code,
+)
 from fedpeer.governance import heads
 from fedpeer.governance.passport import PASSPORT
 from fedpeer.jobs.contract import SKEW_S, Contract, Digest, StageEntry
@@ -157,7 +167,9 @@ def brought(
 
 
 def abort_of(error: FedpeerError) -> Abort:
-    """What the others may know of why I end the job."""
+    """What the others may know of why I end the job. Whatever a policy found, they read that there is one."""
+    if isinstance(error, PolicyError) and not isinstance(error, GateClosed):
+        error = PolicyError()
     words = error.message if error.code in OWN_WORDS else type(error)().message
     return Abort(error.code, words[:500])
 

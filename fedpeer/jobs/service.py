@@ -2,8 +2,9 @@
 
 Rules
 * Responsible for all jobs of this peer: how one begins, its one task, how it ends, and what an operator asks of it. The
-  task has others do the work: job/ (one job: what was said and is told), answer/ (does this peer take part), stages/
-  (inputs, a stage, outputs), files/ (what may be removed), models/ (what is left when jobs are over).
+  task has others do the work: job/ (one job: what was said and is told), answer/ (does this peer take part), approvals/
+  (what its operators say to that), stages/ (inputs, a stage, outputs), files/ (what may be removed), models/ (what is
+  left when jobs are over).
 * How a job goes here, under a supervisor of its own (lifecycle.py decides, this page does):
   `submit` or a contract that arrives → archive, scope → one task `_supervise`, which
     answers         checks what the contract asks of this peer, takes snapshots of its data, countersigns or refuses
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
@@ -27,6 +29,7 @@ from typing import Any, ClassVar
 import trio
 
 from fedpeer import codec, stage
+from fedpeer.admin.caller import Caller
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.crypto import random_bytes
 from fedpeer.data.catalog import Catalog
@@ -34,6 +37,7 @@ from fedpeer.errors import (
     Ambiguous,
     Cancelled,
     ContractError,
+    DiskFull,
     Equivocation,
     FedpeerError,
     JobError,
@@ -43,9 +47,11 @@ from fedpeer.errors import (
     StoreError,
 )
 from fedpeer.events import Events
-from fedpeer.governance import audit, heads, passport
+from fedpeer.governance import answered, approvals, audit, budget, heads, passport, policy
+from fedpeer.governance.approvals import who
 from fedpeer.jobs import archive, checkpoint, contract, lifecycle
 from fedpeer.jobs.answer.service import Answers, Refused
+from fedpeer.jobs.approvals.service import Approvals
 from fedpeer.jobs.contract import Contract
 from fedpeer.jobs.execution import StartWorker
 from fedpeer.jobs.files.service import Files
@@ -53,7 +59,7 @@ from fedpeer.jobs.job.service import Job, seconds_of, time_of
 from fedpeer.jobs.lifecycle import Done
 from fedpeer.jobs.models.service import Models
 from fedpeer.jobs.stages.service import Stages
-from fedpeer.jobs.views import JobView, LogLine
+from fedpeer.jobs.views import DecisionView, FindingView, JobView, LogLine
 from fedpeer.jobs.witness.service import GRACE_S, Witness
 from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.records import Record
@@ -71,7 +77,15 @@ MAX_UNAGREED = 200
 """Jobs of one other initiator that are kept when they are over though they were never agreed."""
 
 
-GOVERNANCE = (audit.SCHEMA, heads.SCHEMA, passport.SCHEMA)
+GOVERNANCE = (
+    policy.SCHEMA,
+    answered.SCHEMA,
+    approvals.SCHEMA,
+    budget.SCHEMA,
+    audit.SCHEMA,
+    heads.SCHEMA,
+    passport.SCHEMA,
+)
 
 
 class Jobs:
@@ -101,7 +115,18 @@ class Jobs:
             Job, connections=connections, mesh=mesh, store=store, find=find, events=events, log=log, now=now
         )
         self._files = Files(store)
-        self._answers = Answers(mesh, catalog, store, self._files, find=find, log=log)
+        self._answers = Answers(
+            mesh, catalog, store, self._files, run_in_thread=run_in_thread, find=find, now=now, log=log
+        )
+        self.approvals = Approvals(
+            self._answers,
+            mesh,
+            store,
+            find_job=self._find,
+            job_of=lambda contract_id: self._jobs.get(contract_id),
+            find=find,
+            now=now,
+        )
         self._stages = Stages(
             mesh, aggregation, store, self._files, start_worker=start_worker, run_in_thread=run_in_thread, find=find
         )
@@ -135,21 +160,25 @@ class Jobs:
 
     # what an operator asks
 
-    async def submit(self, text: str) -> JobView:
-        """Propose the contract of a TOML text to its participants. Raises ContractError naming what is wrong in it."""
-        read = contract.parse(
-            text,
-            me=self._mesh.me,
-            resolve=self._roster.resolve,
-            find=self._stage,
-            now=self._seconds(),
-            nonce=random_bytes(contract.NONCE_BYTES),
-        )
-        try:
-            await self._answers.check(read)
-        except Refused as refused:
-            raise refused.error from None
-        return (await self._add(codec.encode(read), read)).seen()
+    async def submit(self, text: str, by: Caller | None = None) -> JobView:
+        """Propose the contract of a TOML text to its participants; `by`, who does, approves our own part of it.
+
+        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it, DiskFull.
+        """
+        if self._store.scarce:
+            raise DiskFull
+        read = await self._written(text)
+        await self._answers.check_policy(read)
+        return (await self._add(codec.encode(read), read, by)).seen()
+
+    async def test_policy(self, text: str) -> DecisionView:
+        """What this peer's policy says to the contract of a TOML text, and why. Nothing is sent, kept or counted.
+
+        Raises ContractError naming what is wrong in it, DataError for data that cannot be read.
+        """
+        decided = await self._answers.would_be(await self._written(text))
+        findings = [FindingView(**asdict(finding)) for finding in decided.findings]
+        return DecisionView(verdict=decided.verdict, findings=findings)
 
     async def list(self) -> JobViews:
         """Every job, oldest first."""
@@ -184,6 +213,22 @@ class Jobs:
 
     # a job begins
 
+    async def _written(self, text: str) -> Contract:
+        """The contract of a TOML text, which this peer could take part in. Raises ContractError."""
+        read = contract.parse(
+            text,
+            me=self._mesh.me,
+            resolve=self._roster.resolve,
+            find=self._stage,
+            now=self._seconds(),
+            nonce=random_bytes(contract.NONCE_BYTES),
+        )
+        try:
+            await self._answers.check(read)
+        except Refused as refused:
+            raise refused.error from None
+        return read
+
     async def _proposed(self, record: Record) -> None:
         """A peer of the roster sent a contract that is not known here."""
         await self._started.wait()
@@ -210,6 +255,7 @@ class Jobs:
             "a peer is in it twice": len(set(read.peers)) < len(read.peers) or len(read.peer_of) < len(read.peers),
             "it expired": read.expires <= self._seconds(),
             "the initiator has too many jobs here": living >= MAX_PROPOSED,
+            "the disk is full": self._store.scarce,
             "the initiator proposed too many contracts within a day": recent >= MAX_PER_DAY,
         }
         if any(wrong.values()):
@@ -225,12 +271,15 @@ class Jobs:
             what = f"{name} said two different things where it may say one; both statements are kept"
             job.fail(Equivocation(what, peer=name))
 
-    async def _add(self, body: bytes, read: Contract) -> Job:
-        """Keep a contract, say it if it is ours, and start its task."""
+    async def _add(self, body: bytes, read: Contract, by: Caller | None = None) -> Job:
+        """Keep a contract, say it if it is ours (`by`: who submitted it), and start its task."""
         contract_id, created, salt = contract.contract_id(body), time_of(self._now()), random_bytes(32)
         job = self._make(archive.Kept(contract_id, body, created, salt, "", "", closed=False), read)
         self._jobs[job.id] = job  # before anything is awaited: the same contract may arrive again meanwhile
+        ours = read.peer_of[read.initiator] == self._mesh.me
         facts = {"initiator": self._roster.name_of(read.peer_of[read.initiator])}
+        if ours and by is not None:
+            facts["by"] = who(by.uid, by.user)
         try:
             summing = contract.summing(read, self._stage)
         except ContractError:  # it names what is not known here, and is going to be refused
@@ -241,7 +290,8 @@ class Jobs:
             self._mesh.open_scope(tx, job.id, read.peers)
             if self._mesh.me in summing:
                 self._aggregation.open(tx, job.id, summing)
-            if read.peer_of[read.initiator] == self._mesh.me:
+            if ours:
+                approvals.submitted(tx, job.id, by, self._seconds())
                 self._mesh.publish(tx, job.id, lifecycle.CONTRACT, "", body)
 
         try:
@@ -411,6 +461,7 @@ class Jobs:
             archive.close(tx, job.id)
             for old in surplus:
                 archive.forget(tx, old.id)
+                approvals.forget(tx, old.id)
 
         await self._store.write(close)
         for old in surplus:

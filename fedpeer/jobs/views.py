@@ -28,7 +28,7 @@ class ParticipantView(View):
     name: str
     connected: bool
     state: str
-    """waiting | approved | refused"""
+    """waiting | asking (its operators; known of this peer only) | approved | refused"""
     reason: str = ""
 
 
@@ -82,6 +82,17 @@ class ErrorView(View):
     peer: str = ""
 
 
+class AsksView(View):
+    """What a job asks of this peer's operators."""
+
+    until: str
+    """then the others read that this peer does not allow it"""
+    needs: int
+    """how many people must approve"""
+    approved: list[str] = []
+    """who did so far"""
+
+
 class JobView(View):
     id: str
     name: str
@@ -98,12 +109,138 @@ class JobView(View):
     created: str
     finished: str = ""
     error: ErrorView | None = None
+    asks: AsksView | None = None
 
 
 class LogLine(View):
     time: str
     event: str
     facts: dict[str, Any]
+
+
+class ChangeView(View):
+    """One field in which two jobs differ; "" where it is not there."""
+
+    field: str
+    before: str
+    after: str
+
+
+class MessageView(View):
+    """What a stage lets out, as it declares it."""
+
+    tag: str
+    kind: str
+    """sum | agreed | sealed | open"""
+    sender: str
+    receiver: str
+    """roles; "" where all send to all"""
+    text: str
+
+
+class FindingView(View):
+    """A bound or rule of this peer's policy."""
+
+    rule: str
+    stage: str
+    holds: bool
+    text: str
+
+
+class DecisionView(View):
+    """What the policy says to a contract, and every bound of it."""
+
+    verdict: str
+    """refused | ask | auto"""
+    findings: list[FindingView]
+
+
+class ReadView(View):
+    """What a stage reads of a dataset of this peer, directly or through earlier stages."""
+
+    dataset: str
+    rows: int
+    columns: list[str]
+    label: str
+
+
+class StageReviewView(View):
+    id: str
+    run: str
+    text: str
+    """what it does, in its own words"""
+    role: str
+    """of this peer"""
+    parties: list[str]
+    """names of those who have a role in it"""
+    params: dict[str, Any]
+    reads: list[ReadView]
+    messages: list[MessageView]
+    sums: SumsView | None
+    epsilon: float
+    delta: float
+    """the privacy it costs; 0 where it adds no noise"""
+
+
+class ReviewView(View):
+    """All that an operator should know before it approves."""
+
+    id: str
+    name: str
+    purpose: str
+    initiator: str
+    """its name here"""
+    participants: list[str]
+    state: str
+    """asking | approved | denied | refused | undecided"""
+    until: str
+    expires: str
+    needs: int
+    approved: list[str]
+    released: list[str]
+    """outputs that all participants get"""
+    stages: list[StageReviewView]
+    epsilon: float
+    verdict: str
+    """what the policy says of it now: refused | ask | auto"""
+    findings: list[FindingView]
+    compared_with: str
+    """id of the job of the same initiator that was approved last, "" if there is none"""
+    differences: list[ChangeView]
+
+
+class AskedView(View):
+    """A job that waits for this peer's operators."""
+
+    id: str
+    name: str
+    purpose: str
+    initiator: str
+    until: str
+    needs: int
+    approved: list[str]
+
+
+class StandingView(View):
+    """An approval of all jobs like one."""
+
+    number: int
+    job: str
+    name: str
+    """of that job"""
+    initiator: str
+    datasets: list[str]
+    new_rows: bool
+    """whether it covers the same datasets with other rows"""
+    epsilon: float
+    people: list[str]
+    created: str
+    expires: str
+
+
+class ApprovalsView(View):
+    asking: list[AskedView]
+    standing: list[StandingView]
 
 
 class ModelView(View):
@@ -139,7 +276,7 @@ def first_view(
                 run=entry.run,
                 state="waiting",
                 role=entry.role_of.get(alias, ""),
-                sums=_sums(contract, entry, find),
+                sums=sums_view(contract, entry, find),
             )
             for entry in contract.in_order()
         ],
@@ -155,8 +292,18 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
         case "countersigned" | "refused":
             for participant in view.participants:
                 if participant.peer == facts["peer"]:
-                    participant.state = "approved" if event == "countersigned" else "refused"
-                    participant.reason = str(facts.get("reason", ""))
+                    was, participant.state = participant.state, _ANSWERS[event]
+                    if was != "refused":  # our own reason says more than what others read
+                        participant.reason = str(facts.get("reason", ""))
+            if event == "countersigned" and facts["peer"] == _mine(view).peer:
+                view.asks = None
+        case "decided" if facts["state"] == "asking":
+            _mine(view).state = "asking"
+            view.asks = AsksView(until=facts["until"], needs=facts["needs"], approved=list(facts["approved"]))
+        case "approved" if view.asks is not None:
+            view.asks.approved.append(facts["by"])
+        case "denied" | "decided" if event == "denied" or facts["state"] == "refused":
+            _mine(view).state, _mine(view).reason, view.asks = "refused", facts["why"], None
         case "agreed":
             view.state = step(State(view.state), Event.AGREE)
         case "stage_started" if stage is not None:
@@ -174,7 +321,9 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
             stage.state = "done"
             view.outputs += [msgspec.convert(output, OutputView) for output in facts["outputs"]]
         case "done" | "failed" | "cancelled":
-            view.state, view.finished = step(State(view.state), Event(event)), time
+            view.state, view.finished, view.asks = step(State(view.state), Event(event)), time, None
+            if _mine(view).state == "asking":  # it ended before anybody said anything
+                _mine(view).state = "waiting"
             if event != "done":
                 error = {key: facts.get(key, "") for key in ("code", "message", "hint", "peer")}
                 view.error = msgspec.convert(error, ErrorView)
@@ -182,7 +331,15 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
                     running.state = "failed" if running.state == "running" else running.state
 
 
-def _sums(contract: Contract, entry: StageEntry, find: FindStage) -> SumsView | None:
+_ANSWERS = {"countersigned": "approved", "refused": "refused"}
+
+
+def _mine(view: JobView) -> ParticipantView:
+    return next(participant for participant in view.participants if participant.alias == view.me)
+
+
+def sums_view(contract: Contract, entry: StageEntry, find: FindStage) -> SumsView | None:
+    """What its secure sums protect; None if it makes none, or cannot run."""
     with suppress(ContractError):  # it cannot run here
         if (of := sums_of(contract, entry, find)) is not None:
             return SumsView(

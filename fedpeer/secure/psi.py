@@ -109,10 +109,10 @@ def tags(session: bytes, direction: bytes, twice_raised: Bytes) -> Bytes:
 # what others send; all raise RemoteProtocolError
 
 
-def check_size(value: Any) -> int:
-    """A number of points that a party may announce."""
-    if not isinstance(value, int) or not 0 < value <= MAX_PADDED or padded(value) != value:
-        raise RemoteProtocolError(f"not a padded number of at most {MAX_IDS} ids")
+def check_size(value: Any, most: int = MAX_IDS) -> int:
+    """A number of points that a party may announce, if it has `most` ids at most."""
+    if type(value) is not int or not 0 < value <= padded(most) or padded(value) != value:
+        raise RemoteProtocolError(f"not a padded number of at most {most} ids")
     return value
 
 

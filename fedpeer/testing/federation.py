@@ -25,6 +25,7 @@ from fedpeer import stage
 from fedpeer.config import Config
 from fedpeer.crypto import Secret, hash_
 from fedpeer.daemon import Daemon
+from fedpeer.governance import policy
 from fedpeer.identity import Identity
 from fedpeer.jobs.contract import FindStage
 from fedpeer.store import call_directly
@@ -32,6 +33,27 @@ from fedpeer.testing.network import MemoryNetwork
 from fedpeer.testing.workers import CoroutineWorker
 from fedpeer.worker import protocol
 
+LAX = """\
+approve = "auto"
+stages = ["*"]
+min_parties = 2
+assumed_colluders = 0
+min_rows = 0
+min_cell = 0
+max_parameters_per_row = inf
+max_depth = 1000
+min_batch = 0
+no_row_differencing = false
+no_party_differencing = false
+jobs_per_day = 1_000_000
+psi_per_version = 1_000_000
+min_intersection = 0
+sandbox = "best-effort"
+[budget]
+epsilon = inf
+per_job = inf
+"""
+"""A policy for data that is nobody's: everything may run at once."""
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 PORT = 7420
 T = TypeVar("T")
@@ -91,6 +113,11 @@ class Organization:
         self._up = False
         await federation.nursery.start(self._live, self._daemon, self._scope, self._gone)
         self._up = True
+
+    async def set_policy(self, text: str) -> None:
+        """What `fedpeer policy set` does."""
+        time = self._federation.now().isoformat()
+        await self.daemon.store.write(lambda tx: policy.keep(tx, text, 0, time))
 
     async def stop(self) -> None:
         """End the daemon. In a simulation this is a kill: nothing is written at the end but what is on disk already."""
@@ -201,12 +228,18 @@ async def federation(
     network: MemoryNetwork | None = None,
     find: FindStage = stage.find,
     introduced: bool = True,
+    rules: str | None = LAX,
 ) -> AsyncIterator[Federation]:
-    """Daemons of these names, running, and connected with each other unless `introduced` is False."""
+    """Daemons of these names, running, and connected with each other unless `introduced` is False.
+
+    `rules`: the policy that each is given; None leaves the strict default.
+    """
     async with trio.open_nursery() as nursery:
         peers = Federation(folder, names, network or MemoryNetwork(), nursery, find)
         for one in peers.values():
             await one.start()
+            if rules is not None:
+                await one.set_policy(rules)
         if introduced:
             await peers.introduce()
         yield peers

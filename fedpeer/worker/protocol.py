@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from fedpeer import codec
 from fedpeer.errors import FedpeerError, LocalProtocolError, RemoteProtocolError
+from fedpeer.stage import MAX_PEERS
 
 INLINE_BYTES = 64 * 1024
 MAX_FRAME = 1 << 20
@@ -78,6 +79,8 @@ class Start(Message, frozen=True, tag="start"):
     resume: Resume | None
     inputs: list[tuple[Name, Name, Any]]
     """[(port, kind, content)]; content is bytes, or a Path, which arrives as the bytes of that file"""
+    honest: Annotated[int, msgspec.Meta(ge=1, le=MAX_PEERS)] = 1
+    """so many contributors of every sum do not pool what they see"""
 
 
 # requests

@@ -7,18 +7,24 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import msgspec
 import pytest
 
 from fedpeer import cli
+from fedpeer.admin.caller import Caller, calling
 from fedpeer.admin.client import request
 from fedpeer.admin.commands import COMMANDS, Command
-from fedpeer.errors import UsageError
+from fedpeer.errors import ConfigError, UsageError
+from fedpeer.governance import policy
+from fedpeer.store import Store
 
-LOCAL = {"init", "run", "config.show", "events", "job.watch", "audit.verify", "model.verify"}
+LOCAL = {"init", "run", "config.show", "events", "job.watch", "policy.edit", "audit.verify", "model.verify"}
 """verbs that are no row of the table"""
 
 
@@ -105,6 +111,28 @@ def test_wrong_arguments_are_found_before_anything_is_sent(name: str, arguments:
         request(COMMANDS[name], arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("job.submit", {"text": "x"}), ("job.approve", {"ref": "x"}), ("job.deny", {"ref": "x"}),
+     ("approvals.revoke", {"number": 1})],
+)  # fmt: skip
+async def test_who_says_yes_or_no_is_handed_on(name: str, arguments: dict[str, Any]) -> None:
+    given: list[Any] = []
+
+    class Jobs:
+        async def submit(self, *told: Any, **more: Any) -> None:
+            given.extend(told)
+
+        approve = deny = revoke = submit
+
+    jobs = Jobs()
+    jobs.approvals = jobs  # type: ignore[attr-defined]
+    ann = Caller(1000, 77, "ann")
+    with calling(ann):
+        await COMMANDS[name].handler(SimpleNamespace(jobs=jobs), COMMANDS[name].check(arguments))
+    assert ann in given
+
+
 def test_the_client_is_importable_alone() -> None:
     code = "import sys; from fedpeer.admin.client import Client; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -117,3 +145,27 @@ def test_the_command_line_starts_without_heavy_modules() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert not loaded & {"trio", "numpy", "pyarrow", "nacl", "cryptography", "starlette", "rich"}
+
+
+async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_was_made_from(tmp_path: Path) -> None:
+    class Daemon:
+        store = Store(tmp_path, [policy.SCHEMA])
+
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2026, 6, 1, tzinfo=UTC)
+
+    async def ask(name: str, uid: int, **given: Any) -> Any:
+        command = COMMANDS[name]
+        with calling(Caller(uid=uid, pid=1)):
+            return await command.handler(Daemon, command.check(given))
+
+    assert (await ask("policy.show", 1000)).number == 0
+    kept = await ask("policy.set", 1001, text="min_rows = 50", after=0)
+    assert (kept.number, kept.text, kept.uid, kept.time) == (1, "min_rows = 50", 1001, "2026-06-01T00:00:00.000+00:00")
+    with pytest.raises(ConfigError, match="changed meanwhile, by uid 1001"):
+        await ask("policy.set", 1002, text="min_rows = 51", after=0)
+    with pytest.raises(ConfigError, match="unknown key"):
+        await ask("policy.set", 1002, text="min_row = 51")
+    assert await ask("policy.show", 1000) == kept
+    Daemon.store.close()

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from daemons import FEDPEER, START_S, Daemon, environment, fedpeer, free_ports, until
 
+from fedpeer.testing.federation import LAX
+
 NAMES = ("north", "east", "south", "west", "center")
 STEPS = ("started", "scattered", "added", "committed", "released", "opened", "unmasked", "final")
 TURNS = 22
@@ -47,7 +49,10 @@ def daemons() -> Iterator[list[Daemon]]:
             daemon.start()
         for daemon in made:
             daemon.wait_ready()
+        policy = folder / "policy.toml"
+        policy.write_text(LAX)
         fedpeer(
+            *((daemon, ["policy", "set", str(policy)]) for daemon in made),
             *(
                 (daemon, ["peer", "add", card["card"]])
                 for daemon in made

@@ -138,7 +138,7 @@ async def test_four_train_one_model_and_each_can_use_it(autojump_clock: Clock, q
             assert view.waiting_for == []
             events = [event for event in seen[name] if event not in ("progress", "sum")]
             assert sorted(events) == sorted(
-                ["proposed", *["countersigned"] * 4, "agreed", *["stage_started", "stage_done"] * 2, "done"]
+                ["proposed", "decided", *["countersigned"] * 4, "agreed", *["stage_started", "stage_done"] * 2, "done"]
             )
             assert events[-1] == "done"
             assert "progress" in seen[name]

@@ -65,6 +65,7 @@ class Fit(Params, frozen=True):
             "of both turns then tell its values, not whose it is"
         ),
     },
+    parameters=lambda params, n_features: params.k * n_features,
 )
 async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     """Find clusters in the rows of all participants; all get the same bytes.

@@ -60,6 +60,7 @@ class Fit(Params, frozen=True):
             "gradient, and their Hessian (d + 1 by d + 1, symmetric)"
         ),
     },
+    parameters=lambda params, n_features: n_features + 1,  # mean and scale are moments of all rows, not fitted
 )
 async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     """Train one model on the rows of all participants; all get the same bytes.

@@ -27,8 +27,11 @@ HEADER = 256
 class Align(Params, frozen=True):
     casefold: bool = False
     """Whether ids that differ only between upper and lower case are the same."""
-    min_common: Annotated[int, msgspec.Meta(ge=0, le=psi.MAX_IDS)] = 1
-    """With fewer common ids the stage fails, and the hosts get no result. The guest knows them by then."""
+    min_intersection: Annotated[int, msgspec.Meta(ge=0, le=psi.MAX_IDS)] = 100
+    """With fewer common ids the stage fails as too small, and says no number. The hosts get no result; what the guest
+    computes with knows the common ids by then."""
+    max_ids: Annotated[int, msgspec.Meta(ge=1, le=psi.MAX_IDS)] = psi.MAX_IDS
+    """Nobody may ask about more ids, but for rounding up: a longer list is refused before it is answered."""
 
 
 @stage(
@@ -102,14 +105,17 @@ async def run(peers: Peers, params: Align, table: Table) -> dict[str, Any]:
     with a missing or blank id is left out. An id that occurs twice is refused, as are more than 10,000 of them.
 
     What each learns is said with the messages, for participants that follow the protocol. One that does not can ask
-    about ids that it made up, at most 10,000 in a run, and can spoil the result; of ids that it does not submit it
-    learns nothing either. `min_common` ends the stage after the guest knows the common ids, and before the hosts do.
+    about ids that it made up, at most `max_ids` in a run, and can spoil the result; of ids that it does not submit it
+    learns nothing either. `min_intersection` ends the stage after the guest knows the common ids, and before the hosts
+    do.
     With several hosts the guest intersects with each of them by itself: a protocol that tells it the intersection of
     all and no pairwise one is to come.
 
     Source: private set intersection by commutative exponentiation (secure/psi.py), semi-honest; two parties, repeated.
     """
     ids, rows, left_out = _ids(table, params.casefold)
+    if len(ids) > params.max_ids:
+        raise DataError(f"the table has {len(ids)} ids, and max_ids = {params.max_ids}")
     party = _guest if peers.role == "guest" else _host
     session, common = await party(peers, params, ids)
     chosen = np.array([rows[i] for i in common], dtype=np.int64)
@@ -123,7 +129,8 @@ async def _guest(peers: Peers, params: Align, ids: list[str]) -> tuple[bytes, li
     hosts, size = peers.having("host"), psi.padded(len(ids))
     await peers.broadcast("guest_size", size)
     sizes = {
-        host: _from(host, psi.check_size, said) for host, said in (await peers.gather("host", "host_size")).items()
+        host: _from(host, psi.check_size, said, params.max_ids)
+        for host, said in (await peers.gather("host", "host_size")).items()
     }
     nonces = await peers.gather("host", "host_nonce")
     nonces[peers.me] = peers.random.bytes(NONCE_BYTES)
@@ -156,7 +163,7 @@ async def _host(peers: Peers, params: Align, ids: list[str]) -> tuple[bytes, lis
     """The session key, and which of my ids (places in `ids`) all participants have."""
     (guest,), size = peers.having("guest"), psi.padded(len(ids))
     await peers.send(guest, "host_size", size)
-    guest_size = _from(guest, psi.check_size, await peers.receive(guest, "guest_size"))
+    guest_size = _from(guest, psi.check_size, await peers.receive(guest, "guest_size"), params.max_ids)
     nonce = peers.random.bytes(NONCE_BYTES)
     await peers.send(guest, "host_nonce", nonce)
     nonces = _from(guest, _check_nonces, await peers.receive(guest, "nonces"), peers.all)
@@ -217,9 +224,9 @@ def _check_nonces(value: Any, aliases: list[str]) -> dict[str, bytes]:
 
 
 def _check_common(count: int, params: Align) -> None:
-    if count < params.min_common:
+    if count < params.min_intersection:
         raise DataError(
-            f"{count} ids are common to all participants, and min_common = {params.min_common}",
+            f"too small: fewer than min_intersection = {params.min_intersection} ids are common to all participants",
             hint="are the ids of one kind, and written alike, at all participants?",
         )
 

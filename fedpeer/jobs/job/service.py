@@ -53,6 +53,8 @@ class Job:
         self._connections, self._roster, self._mesh, self._store = connections, connections.roster, mesh, store
         self._events, self._log, self._now = events, log, now
         self.id, self.salt, self.contract = kept.contract, kept.salt, read
+        self.created = seconds_of(datetime.fromisoformat(kept.created))
+        """when it came here, as contracts count it"""
         self.view = views.first_view(read, self.id, kept.created, mesh.me, self._roster.name_of, find)
         self.closed = kept.closed
         self.common: list[tuple[str, str]] = []  # outputs that must be equal; none where the contract cannot run

@@ -40,7 +40,7 @@ def roles(n: int) -> dict[str, str]:
 def aligned(*ids: Ids, stage: Stage = align.run, params: Align | None = None, **more: Any) -> Run:
     """The run of a guest, alice, with the first ids, and hosts with the others."""
     inputs = {alias: {"table": table(each)} for alias, each in zip(CAST, ids, strict=False)}
-    return run_stage(stage, params or Align(min_common=0), inputs, roles=roles(len(ids)), **more)
+    return run_stage(stage, params or Align(min_intersection=0), inputs, roles=roles(len(ids)), **more)
 
 
 def common_of(run: Run, *ids: Ids) -> list[str | None]:
@@ -94,7 +94,7 @@ def test_it_stands_kills_at_every_request_repetition_and_other_processors() -> N
 
     check_stage(
         align.run,
-        Align(),
+        Align(min_intersection=0),
         lambda n: {alias: {"table": table(ids)} for alias, ids in zip(CAST, SPLIT[n], strict=False)},
         right,
         roles=roles,
@@ -128,19 +128,19 @@ def test_tables_of_very_different_size_are_aligned() -> None:
 def test_nothing_in_common_is_an_empty_alignment_if_that_is_allowed_and_an_error_otherwise(n: int) -> None:
     ids = [["a", "b"], ["c"], []][:n]
     assert common_of(aligned(*ids), *ids) == []
-    with pytest.raises(DataError, match="0 ids are common to all participants, and min_common = 1"):
-        aligned(*ids, params=Align())
+    with pytest.raises(DataError, match="too small: fewer than min_intersection = 1 ids"):
+        aligned(*ids, params=Align(min_intersection=1))
 
 
 def test_with_fewer_in_common_than_agreed_the_hosts_get_no_result() -> None:
     ids = numbered(range(10), range(5, 15))
-    assert len(common_of(aligned(*ids, params=Align(min_common=5)), *ids)) == 5
+    assert len(common_of(aligned(*ids, params=Align(min_intersection=5)), *ids)) == 5
     heard: list[Any] = []
-    with pytest.raises(DataError, match="5 ids are common to all participants, and min_common = 6"):
-        aligned(*ids, params=Align(min_common=6), stage=tampered("result", heard.append))
+    with pytest.raises(DataError, match="too small: fewer than min_intersection = 6 ids"):
+        aligned(*ids, params=Align(min_intersection=6), stage=tampered("result", heard.append))
     assert heard == []
-    with pytest.raises(DataError, match="min_common = 6"):  # and a host does not take one
-        aligned(*ids, params=Align(min_common=6), stage=lenient_guest())
+    with pytest.raises(DataError, match="min_intersection = 6"):  # and a host does not take one
+        aligned(*ids, params=Align(min_intersection=6), stage=lenient_guest())
 
 
 # ids
@@ -161,7 +161,7 @@ def test_with_fewer_in_common_than_agreed_the_hosts_get_no_result() -> None:
 )
 def test_ids_are_one_whatever_unicode_form_they_are_written_in(one: str, other: str, casefold: bool) -> None:
     ids = [["-", one], [other, "+"]]
-    run = aligned(*ids, params=Align(casefold=casefold))
+    run = aligned(*ids, params=Align(casefold=casefold, min_intersection=1))
     assert [run.outputs[alias]["rows"].index.tolist() for alias in ("alice", "bob")] == [[1], [0]]  # type: ignore[union-attr]
 
 
@@ -202,6 +202,25 @@ def test_more_ids_than_this_version_takes_are_refused_before_anything_is_said() 
     with pytest.raises(DataError, match=r"'id' has 10001 ids; this version aligns up to 10000"):
         aligned(many, ["a"], stage=tampered("guest_size", heard.append))
     assert heard == []
+
+
+def test_nobody_asks_about_more_ids_than_the_contract_says() -> None:
+    (many,) = numbered(range(9))
+    heard: list[Any] = []
+    few = Align(min_intersection=0, max_ids=8)
+    assert common_of(aligned(many[:8], many[:3], params=few), many[:8], many[:3])
+    with pytest.raises(DataError, match="the table has 9 ids, and max_ids = 8"):
+        aligned(many, ["a"], params=few, stage=tampered("guest_size", heard.append))
+    assert heard == []
+    for by, ids in (("alice", (many, ["a"])), ("bob", (["a"], many))):  # one that does not check itself
+
+        async def run(peers: Peers, params: Align, table: Table, by: str = by) -> dict[str, Any]:
+            own = Align(min_intersection=0) if peers.me == by else params
+            result: dict[str, Any] = await align.run(peers, own, table)
+            return result
+
+        with pytest.raises(RemoteProtocolError, match=f"{by} sent not a padded number of at most 8 ids"):
+            aligned(*ids, params=few, stage=dataclasses.replace(align.run, function=run))
 
 
 def test_as_many_ids_as_this_version_takes_are_aligned() -> None:
@@ -406,9 +425,10 @@ def overheard(drawn: Mapping[str, list[bytes]]) -> Stage:
 
 def lenient_guest() -> Stage:
     """The stage with a guest that wants only one id in common."""
+    one = Align(min_intersection=1)
 
     async def run(peers: Peers, params: Align, table: Table) -> dict[str, Any]:
-        result: dict[str, Any] = await align.run(peers, Align() if peers.me == "alice" else params, table)
+        result: dict[str, Any] = await align.run(peers, one if peers.me == "alice" else params, table)
         return result
 
     return dataclasses.replace(align.run, function=run)

@@ -23,6 +23,7 @@ id = "align"
 run = "vertical.align:run"
 roles = { guest = "bob", host = ["alice", "carol", "dave"] }
 inputs = { table = "dataset:patients" }
+params = { min_intersection = 10 }
 [[stage]]
 id = "select"
 run = "local.select:run"
@@ -88,6 +89,7 @@ id = "align"
 run = "vertical.align:run"
 roles = { guest = "alice", host = ["bob"] }
 inputs = { table = "dataset:patients" }
+params = { min_intersection = 1 }
 [[stage]]
 id = "pick"
 run = "local.select:run"

@@ -1,0 +1,343 @@
+"""What this peer has answered: which rows, in which run, among whom. So that no two answers tell a row by difference.
+
+The mean of 1,000 rows and that of 999 of them tell the one row exactly. So every table that goes into something that
+leaves is remembered by its rows, before it is used, and one that differs from an earlier one in 1 to k - 1 rows is
+refused. In the same way the same statistic among a few participants more or less would tell theirs.
+
+How it works
+    A row has two keys of 64 bits: of its id, and of everything in it. Ids find a row that came, went or got a new
+    column; contents find a value that was changed, rows without ids, and the same rows under another dataset's name.
+    The lesser difference that is not 0 counts. The keys of a table are kept once, in the order of its rows; of a table
+    whose rows are all in one that is kept, only a bit for each row of that one.
+
+Rules
+* What is remembered is of this peer's own rows, never leaves it, and is written before the first byte that tells of
+  them. A run that is repeated after a crash is the same run, and does not count against itself.
+* Two keys are the same by accident with probability 2^-64 for each pair of rows.
+* At most `MAX_ROWS` rows in a table and `MAX_ANSWERS` different tables are remembered; beyond it nothing is answered,
+  for it could not be told from what was.
+
+Source: differencing attacks as in Denning, Denning and Schwartz, The tracker: a threat to statistical database
+security, ACM TODS 4(1), 1979.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fedpeer.crypto import hash_
+from fedpeer.errors import PolicyError
+from fedpeer.governance.decision import Ask, DatasetAsk, Finding, StageAsk, check_stage, widest_cell
+from fedpeer.governance.policy import Policy
+from fedpeer.stage import Table
+from fedpeer.store import INLINE_BYTES, Schema, Transaction
+
+Keys = npt.NDArray[np.uint64]
+
+MAX_ROWS = 10_000_000
+MAX_ANSWERS = 1000
+
+SCHEMA = Schema(
+    "answered",
+    [
+        """
+        CREATE TABLE answered_table (
+            number INTEGER PRIMARY KEY,
+            dataset TEXT NOT NULL,
+            version BLOB NOT NULL,      -- digest of the table's file
+            rows INTEGER NOT NULL,
+            part_of INTEGER REFERENCES answered_table, -- its rows are bits over those of this one
+            UNIQUE (dataset, version)
+        ) STRICT;
+        CREATE TABLE answered_piece (
+            number INTEGER NOT NULL REFERENCES answered_table ON DELETE CASCADE,
+            kind TEXT NOT NULL,         -- ids | contents | bits
+            piece INTEGER NOT NULL,
+            bytes BLOB NOT NULL,
+            PRIMARY KEY (number, kind, piece)
+        ) STRICT;
+        CREATE TABLE answered_run (
+            contract BLOB NOT NULL,
+            stage TEXT NOT NULL,
+            number INTEGER NOT NULL REFERENCES answered_table,
+            run TEXT NOT NULL,
+            parties TEXT NOT NULL,      -- JSON: peer ids
+            time TEXT NOT NULL,
+            PRIMARY KEY (contract, stage, number)
+        ) STRICT;
+        CREATE TABLE answered_alignment (
+            contract BLOB NOT NULL,
+            stage TEXT NOT NULL,
+            dataset TEXT NOT NULL,
+            version BLOB NOT NULL,
+            peer TEXT NOT NULL,
+            time TEXT NOT NULL,
+            PRIMARY KEY (contract, stage, dataset, peer)
+        ) STRICT;
+        """
+    ],
+)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The rows of a table by their keys, in its order."""
+
+    dataset: str
+    version: bytes
+    contents: Keys
+    ids: Keys | None
+
+    @property
+    def rows(self) -> int:
+        return int(self.contents.size)
+
+
+def cohort_of(dataset: str, version: bytes, table: Table) -> Cohort:
+    """The rows of a table that goes into a stage: a snapshot of the dataset, or what earlier stages made of it.
+
+    `version`: digest of the table's file. Takes about 5 s for a million rows with an id. Raises PolicyError for more
+    than MAX_ROWS.
+    """
+    if table.n_samples > MAX_ROWS:
+        raise PolicyError(
+            f"{dataset!r} has {table.n_samples} rows, and {MAX_ROWS} can be remembered",
+            hint="offer fewer of them",
+        )
+    contents, ids = np.empty(table.n_samples, np.uint64), np.empty(table.n_samples, np.uint64)
+    at = 0
+    for batch in table.data.to_batches():
+        part = slice(at, at + batch.num_rows)
+        keys = np.zeros(batch.num_rows, np.uint64)
+        for name in table.data.column_names:
+            hashed = _hashed(batch.column(name))
+            keys = _mixed(keys + hashed)
+            if name == table.id:
+                ids[part] = hashed
+        contents[part] = keys
+        at += batch.num_rows
+    return Cohort(dataset, version, _told_apart(contents), None if table.id is None else _told_apart(ids))
+
+
+def difference(one: Cohort, other: Cohort) -> int:
+    """Rows that are in one of them only: by ids or by contents, the lesser number that is not 0; 0 if all are in both.
+
+    Ids mean the same within one dataset only.
+    """
+    sizes = [np.setxor1d(one.contents, other.contents, assume_unique=True).size]
+    if one.dataset == other.dataset and one.ids is not None and other.ids is not None:
+        sizes.append(np.setxor1d(one.ids, other.ids, assume_unique=True).size)
+    return int(min((size for size in sizes if size), default=0))
+
+
+# facts for a decision
+
+
+def nearest(tx: Transaction, cohort: Cohort, below: int, but: tuple[bytes, str] = (b"", "")) -> int | None:
+    """Rows by which an earlier answer differs from these, the least that is not 0 and less than `below`, else None.
+
+    `but`: (contract, stage) of a run that does not count, for it is the one that is asked about.
+    """
+    found = None
+    for number, dataset, version, rows in tx.all(
+        "SELECT DISTINCT number, dataset, version, rows FROM answered_run JOIN answered_table USING (number)"
+        " WHERE NOT (contract = ? AND stage = ?)",
+        but,
+    ):
+        # not the same content, and as many rows but for some: only then the keys are read
+        if version != cohort.version and abs(rows - cohort.rows) < below:
+            size = difference(cohort, _load(tx, number, dataset, version))
+            if 0 < size < below and (found is None or size < found):
+                found = size
+    return found
+
+
+def parties(
+    tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", "")
+) -> dict[str, tuple[frozenset[str], ...]]:
+    """stage ("module:function") → the participants of each of its runs on this version, different ones."""
+    found: dict[str, set[frozenset[str]]] = {}
+    for run, told in tx.all(
+        "SELECT DISTINCT run, parties FROM answered_run JOIN answered_table USING (number)"
+        " WHERE version = ? AND NOT (contract = ? AND stage = ?)",
+        (version, *but),
+    ):
+        found.setdefault(run, set()).add(frozenset(json.loads(told)))
+    return {run: tuple(sorted(sets, key=sorted)) for run, sets in found.items()}
+
+
+def aligned(tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", "")) -> dict[str, int]:
+    """peer → how often this version was aligned with it."""
+    rows = tx.all(
+        "SELECT peer, count(*) FROM answered_alignment WHERE version = ? AND NOT (contract = ? AND stage = ?)"
+        " GROUP BY peer",
+        (version, *but),
+    )
+    return dict(rows)
+
+
+# a stage begins
+
+
+def check_cohort(
+    tx: Transaction, policy: Policy, ask: Ask, stage: StageAsk, cohorts: Sequence[Cohort], time: str
+) -> tuple[Finding, ...]:
+    """Whether a stage may begin with these rows of its datasets; if every finding holds they count as answered.
+
+    Everything that was decided about the stage is decided again, now with the rows that really go in, the policy of
+    today and all that was answered meanwhile. Only what was approved holds: a rule that asks is settled by then.
+    """
+    if not stage.stage.messages:
+        return ()  # nothing leaves
+    run = bytes.fromhex(ask.contract), stage.id
+    facts = {dataset.name: dataset for dataset in stage.datasets}
+    real = [_now(tx, policy, facts[cohort.dataset], cohort, run, stage) for cohort in cohorts]
+    rest = facts.keys() - {cohort.dataset for cohort in cohorts}
+    findings = check_stage(policy, ask, replace(stage, datasets=(*real, *(facts[name] for name in sorted(rest)))))
+    kept = 0 if stage.aligns else tx.one("SELECT count(*) FROM answered_table")[0]
+    if kept >= MAX_ANSWERS and any(_known(tx, cohort) is None for cohort in cohorts):
+        text = f"{kept} tables are remembered, and no more can be"
+        findings = (*findings, Finding("no_row_differencing", stage.id, False, text))
+    if not ask.dry_run and all(finding.holds for finding in findings):
+        _remember(tx, run, stage, ask.me, cohorts, time)
+    return findings
+
+
+def _now(
+    tx: Transaction, policy: Policy, facts: DatasetAsk, cohort: Cohort, run: tuple[bytes, str], stage: StageAsk
+) -> DatasetAsk:
+    """A dataset as it goes into a stage, whatever was known of it when the job was agreed."""
+    return replace(
+        facts,
+        rows=cohort.rows,
+        nearest=nearest(tx, cohort, widest_cell(policy), run) if policy.no_row_differencing else None,
+        other_parties=parties(tx, cohort.version, run).get(stage.run, ()),
+        aligned=aligned(tx, facts.version, run),  # of the whole dataset: a choice of its rows is no new version
+    )
+
+
+def _remember(
+    tx: Transaction, run: tuple[bytes, str], stage: StageAsk, me: str, cohorts: Sequence[Cohort], time: str
+) -> None:
+    if stage.aligns:
+        tx.executemany(
+            "INSERT OR IGNORE INTO answered_alignment VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (*run, dataset.name, dataset.version, peer, time)
+                for dataset in stage.datasets
+                for peer in stage.parties
+                if peer != me
+            ],
+        )
+        return
+    for cohort in cohorts:
+        tx.execute(
+            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?)",
+            (*run, _keep(tx, cohort), stage.run, json.dumps(sorted(stage.parties)), time),
+        )
+
+
+# in the store
+
+
+def _known(tx: Transaction, cohort: Cohort) -> int | None:
+    place = cohort.dataset, cohort.version
+    row = tx.one("SELECT number FROM answered_table WHERE dataset = ? AND version = ?", place)
+    return None if row is None else int(row[0])
+
+
+def _keep(tx: Transaction, cohort: Cohort) -> int:
+    """The number of a table, whose keys are kept now if they are not yet."""
+    if (known := _known(tx, cohort)) is not None:
+        return known
+    part_of, pieces = None, {"contents": cohort.contents.tobytes()}
+    for number, version in tx.all(
+        "SELECT number, version FROM answered_table WHERE dataset = ? AND rows >= ? AND part_of IS NULL",
+        (cohort.dataset, cohort.rows),
+    ):
+        whole = _load(tx, number, cohort.dataset, version)
+        bits = np.isin(whole.contents, cohort.contents)
+        if bits.sum() == cohort.rows:
+            part_of, pieces = number, {"bits": np.packbits(bits).tobytes()}
+            break
+    if part_of is None and cohort.ids is not None:
+        pieces["ids"] = cohort.ids.tobytes()
+    number = tx.execute(
+        "INSERT INTO answered_table (dataset, version, rows, part_of) VALUES (?, ?, ?, ?)",
+        (cohort.dataset, cohort.version, cohort.rows, part_of),
+    ).lastrowid
+    assert number is not None
+    for kind, data in pieces.items():
+        cut = (data[at : at + INLINE_BYTES] for at in range(0, len(data), INLINE_BYTES))
+        tx.executemany(
+            "INSERT INTO answered_piece VALUES (?, ?, ?, ?)", [(number, kind, i, piece) for i, piece in enumerate(cut)]
+        )
+    return number
+
+
+def _load(tx: Transaction, number: int, dataset: str, version: bytes) -> Cohort:
+    (part_of,) = tx.one("SELECT part_of FROM answered_table WHERE number = ?", (number,))
+    of = number if part_of is None else part_of
+    contents = np.frombuffer(b"".join(_pieces(tx, of, "contents")), np.uint64)
+    ids = np.frombuffer(b"".join(_pieces(tx, of, "ids")), np.uint64) if contents.size else contents
+    keys = [contents, ids if ids.size == contents.size else None]
+    if part_of is not None:
+        packed = np.frombuffer(b"".join(_pieces(tx, number, "bits")), np.uint8)
+        bits = np.unpackbits(packed, count=contents.size).astype(bool)
+        keys = [None if column is None else column[bits] for column in keys]
+    assert keys[0] is not None
+    return Cohort(dataset, version, keys[0], keys[1])
+
+
+def _pieces(tx: Transaction, number: int, kind: str) -> Iterator[bytes]:
+    for (piece,) in tx.all(
+        "SELECT bytes FROM answered_piece WHERE number = ? AND kind = ? ORDER BY piece", (number, kind)
+    ):
+        yield piece
+
+
+# keys
+
+
+_NULL = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _hashed(column: pa.Array) -> Keys:
+    """A hash of each value: equal for equal values, and for missing ones."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        coded = column.dictionary_encode()
+        words = [hash_("fp.row", word.encode(), size=8) for word in coded.dictionary.to_pylist()]
+        values = np.frombuffer(b"".join(words) or bytes(8), np.uint64)[coded.indices.fill_null(0).to_numpy()]
+    elif pa.types.is_boolean(kind):
+        values = column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint64)
+    else:
+        numbers = column.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 becomes 0.0
+        values = numbers.view(np.uint64)
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    return _mixed(np.where(missing, _NULL, values + np.uint64(1)))
+
+
+def _mixed(x: Keys) -> Keys:
+    """The finalizer of SplitMix64: a permutation of 64 bits in which every bit depends on all."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _told_apart(keys: Keys) -> Keys:
+    """The same keys, but of equal ones the second, third … become others: rows that are alike are several rows."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    place = np.arange(keys.size)
+    first = np.maximum.accumulate(np.where(np.append(True, ordered[1:] != ordered[:-1])[: keys.size], place, 0))
+    repeats = (place - first).astype(np.uint64)
+    told = keys.copy()
+    told[order] = np.where(repeats > 0, _mixed(ordered + repeats * _NULL), ordered)
+    return told
