@@ -448,7 +448,7 @@ def test_signatures_of_others_and_of_other_things_do_not_count(store: Store) -> 
         (record(BOB, heads.COSIGN, "x", head), "cosign"),
     ):
         line = export.lines([export.Line(**{kind: raw})])
-        assert "altered" in refused([*lines[:2], line, *lines[2:]]).message
+        assert "altered" in refused([*lines[:3], line, *lines[3:]]).message
     assert "no audit log" in refused(lines[1:]).message
     assert "newer" in refused([lines[0].replace(b":1,", b":2,"), *lines[1:]]).message
     assert "card of its owner" in refused([lines[0].replace(ALICE.id.encode(), EVE.id.encode()), *lines[1:]]).message
