@@ -393,7 +393,9 @@ class Jobs:
         def say(tx: Transaction) -> None:
             for kept in equal:
                 if kept.kind == "model":  # before "done": who has heard that has its signature too
-                    data = passport.document(_passport(job, kept, histories[kept.stage], tx))
+                    data = passport.document(
+                        _passport(job, kept, histories[kept.stage], self._cost(job, kept.stage), tx)
+                    )
                     passport.keep(tx, job.id, kept.stage, kept.name, data)
                     slot = f"{kept.stage}.{kept.name}"
                     self._mesh.publish(tx, job.id, passport.PASSPORT, slot, passport.digest(data))
@@ -401,6 +403,12 @@ class Jobs:
 
         await job.write(say)
         job.judge()
+
+    def _cost(self, job: Job, stage_id: str) -> tuple[float, float] | None:
+        """(ε, δ) that a stage spends at each owner, None without noise."""
+        entry = job.contract.stage(stage_id)
+        declared = self._stage(entry.run)
+        return declared.cost(contract.read_params(entry, declared)) if declared.cost is not None else None
 
     async def _end(self, job: Job) -> None:
         """The verdict, durably: said to all, and what only the running job needed goes."""
@@ -493,7 +501,7 @@ class Jobs:
 
 
 def _passport(
-    job: Job, kept: archive.KeptOutput, history: bytes, tx: Transaction, cost: tuple[float, float] | None = None
+    job: Job, kept: archive.KeptOutput, history: bytes, cost: tuple[float, float] | None, tx: Transaction
 ) -> passport.Passport:
     """The passport of a model that is equal at all who have a role in its stage.
 
