@@ -148,23 +148,23 @@ class Prediction(Arguments, frozen=True):
     dataset: Word
 
 
-Number = Annotated[int, msgspec.Meta(ge=0)]
+EntryNumber = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SomeEntries(Arguments, frozen=True):
     job: str = ""
     """of one job: its id, a prefix of it, or its name"""
-    since: Number = 0
+    since: EntryNumber = 0
     """0: the last ones"""
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
 
 class OneEntry(Arguments, frozen=True):
-    number: Number
+    number: EntryNumber
 
 
 class Since(Arguments, frozen=True):
-    since: Number = 0
+    since: EntryNumber = 0
     """0: what stands before the entries"""
 
 
@@ -428,7 +428,14 @@ async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
 
     by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
     uid = os.geteuid() if by is None else by.uid
-    kept = await daemon.store.write(lambda tx: policy.keep(tx, ask.text, uid, now, ask.after))
+    record = daemon.record("policy_set")
+
+    def keep(tx: Transaction) -> policy.Kept:
+        kept = policy.keep(tx, ask.text, uid, now, ask.after)
+        record(tx, {"policy": kept.number, "text": ask.text})
+        return kept
+
+    kept = await daemon.store.write(keep)
     await daemon.use_policy()
     return PolicyView(**msgspec.structs.asdict(kept))
 

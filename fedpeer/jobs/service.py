@@ -18,7 +18,6 @@ Rules
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -59,6 +58,7 @@ from fedpeer.jobs.files.service import Files
 from fedpeer.jobs.job.service import Job, seconds_of, time_of
 from fedpeer.jobs.lifecycle import Done
 from fedpeer.jobs.models.service import Models
+from fedpeer.jobs.passports import passport_of
 from fedpeer.jobs.stages.service import Stages
 from fedpeer.jobs.views import DecisionView, FindingView, JobView, LogLine
 from fedpeer.jobs.witness.service import GRACE_S, Witness
@@ -403,7 +403,8 @@ class Jobs:
         def say(tx: Transaction) -> None:
             for kept in equal:
                 if kept.kind == "model":  # before "done": who has heard that has its signature too
-                    data = passport.document(_passport(job, kept, histories[kept.stage], tx))
+                    made = passport_of(tx, job.contract, kept, histories[kept.stage], self._stage)
+                    data = passport.document(made)
                     passport.keep(tx, job.id, kept.stage, kept.name, data)
                     slot = f"{kept.stage}.{kept.name}"
                     self._mesh.publish(tx, job.id, passport.PASSPORT, slot, passport.digest(data))
@@ -500,42 +501,6 @@ class Jobs:
 
     def _seconds(self) -> int:
         return seconds_of(self._now())
-
-
-def _passport(
-    job: Job, kept: archive.KeptOutput, history: bytes, tx: Transaction, cost: tuple[float, float] | None = None
-) -> passport.Passport:
-    """The passport of a model that is equal at all who have a role in its stage.
-
-    `cost`: (ε, δ) of the stage as the contract states it, None if it adds no noise.
-    """
-    read, entry = job.contract, job.contract.stage(kept.stage)
-    ran = passport.ran(tx, job.id, kept.stage)
-    metrics, metrics_left_out = passport.metrics(kept.facts["facts"])
-    sums, sums_left_out = passport.sums(ran)
-    return passport.Passport(
-        contract=job.id.hex(),
-        job=read.name,
-        purpose=read.purpose,
-        initiator=read.initiator,
-        participants=read.peer_of,
-        stage=entry.id,
-        output=kept.name,
-        run=entry.run,
-        declaration=entry.declaration.hex(),
-        params=json.loads(entry.params),
-        contributors=[alias for alias, _ in entry.roles],
-        rounds=ran.rounds,
-        history=history.hex(),
-        sums=sums,
-        sums_left_out=sums_left_out,
-        epsilon=cost[0] if cost else None,
-        delta=cost[1] if cost else None,
-        model=kept.digest.hex(),
-        algorithm=kept.facts["algorithm"],
-        metrics=metrics,
-        metrics_left_out=metrics_left_out,
-    )
 
 
 def _one(error: BaseException) -> BaseException:

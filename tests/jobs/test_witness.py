@@ -40,6 +40,7 @@ async def note(peers: Peers, params: Params) -> dict[str, Any]:
     inputs={},
     outputs={"model": Model},
     messages={"value": Sum("a value", group="turn")},
+    cost=lambda params: (0.5, 1e-6),
 )
 async def fit(peers: Peers, params: Params) -> dict[str, Any]:
     shared = {"w": np.zeros(1)}
@@ -246,7 +247,7 @@ async def test_a_model_has_one_passport_at_all_signed_by_all(autojump_clock: Clo
         assert len({passport.document(file.passport) for file in files}) == 1
         assert (told.contract, told.rounds, told.contributors) == (views["bob"].id, 2, NAMES)
         assert told.sums == [{"survivors": NAMES, "first_turn": 1, "last_turn": 2, "sums": 2}]
-        assert (told.metrics, told.metrics_left_out, told.epsilon) == ({"n": 3}, 1, None)
+        assert (told.metrics, told.metrics_left_out, told.epsilon, told.delta) == ({"n": 3}, 1, 0.5, 1e-6)
         for file in files:
             found = passport.verify(msgspec.json.encode(file))
             assert (found.model, found.missing, len(found.signed_by)) == (views["bob"].outputs[0].digest, [], 3)
