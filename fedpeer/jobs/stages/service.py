@@ -102,7 +102,8 @@ class Stages:
             stage = next(item for item in ask.stages if item.id == entry.id)
             findings = answered.check_cohort(tx, policy.current(tx), ask, stage, cohorts, job.time())
             if failed := [finding.text for finding in findings if not finding.holds]:
-                raise PolicyError(f"stage {entry.id!r}: {'; '.join(failed)}", hint="fedpeer policy show")
+                why = f"stage {entry.id!r}: {'; '.join(failed)}"
+                raise PolicyError(why[: approvals.MAX_WHY], hint="fedpeer policy show")
 
         await job.write(start, ("stage_started", told))
 
