@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from fedpeer.cli import (  # noqa: F401 - each adds its verbs to the tree
+    approvals,
     audits,
     budgets,
     datasets,

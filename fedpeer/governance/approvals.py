@@ -32,6 +32,8 @@ from fedpeer.errors import NotFound, UsageError
 from fedpeer.store import Schema, Transaction
 
 STANDING_S = 30 * 24 * 3600
+MAX_WHY = 2000
+"""Characters of a reason that are kept."""
 DAEMON = -1
 """The uid of who asked from within this process."""
 ASKING, APPROVED, DENIED, REFUSED, UNDECIDED = "asking", "approved", "denied", "refused", "undecided"

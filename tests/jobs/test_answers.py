@@ -325,7 +325,7 @@ async def test_nobody_can_tell_who_refused_or_when(
         assert traffic[:8] == [0] * 8, how  # nothing is sent when it is decided, or denied
         for view in (alice, carol):
             assert view.error is not None
-            assert (view.state, view.error.code) == ("failed", "job")
+            assert (view.state, view.error.code) == ("failed", "policy")
             assert view.error.message == "bob does not allow it"
         assert bob.error is not None
         assert bob.error.code == "policy"

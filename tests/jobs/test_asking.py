@@ -125,6 +125,10 @@ inputs = { model = "fit.model", table = "dataset:other" }
     assert [[data.name for data in each.datasets] for each in ask.stages] == [
         ["ids"], ["ids", "rows"], ["ids", "rows"], ["other"]
     ]  # fmt: skip
+    known = facts(ids=(), rows=("x",), other=("z",))
+    near = {name: replace(data, nearest=1) for name, data in known.datasets.items()}
+    ask = asked(text, replace(known, datasets=near))
+    assert [[data.nearest for data in each.datasets] for each in ask.stages] == [[1], [None, 1], [None, None], [1]]
 
 
 def test_names_and_the_order_of_participants_change_nothing_that_is_asked() -> None:

@@ -4,7 +4,8 @@ Rules
 * Every number in an Ask is a fact of this peer. Of the contract it has what is computed on what, with whom and for what
   purpose; aliases, the order of participants and the contract's name make no difference.
 * A dataset counts for every stage that it feeds, also through tables and rows of earlier stages; not through a model or
-  a report, for what those may hold is decided where they are made.
+  a report, for what those may hold is decided where they are made. Which of its rows come through is known only when
+  the stage begins, so earlier answers are compared then (governance/answered.py).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def ask_of(read: Contract, me: str, find: FindStage, facts: Facts, *, dry_run: b
                 entry.role_of[alias],
                 tuple(sorted(peer_of[other] for other in entry.role_of)),
                 tuple(
-                    _dataset(name, facts.datasets[name], entry.run, params)
+                    _dataset(name, facts.datasets[name], entry, alias, params)
                     for name in sorted(feeding(read, entry, alias, find))
                 ),
             )
@@ -100,9 +101,10 @@ def feeding(read: Contract, entry: StageEntry, alias: str, find: FindStage) -> s
     return found
 
 
-def _dataset(name: str, facts: DatasetFacts, run: str, params: Params) -> DatasetAsk:
+def _dataset(name: str, facts: DatasetFacts, entry: StageEntry, alias: str, params: Params) -> DatasetAsk:
     named = getattr(params, "columns", None)
     columns = tuple(named) if isinstance(named, list | tuple | dict) and named else facts.columns
+    whole = f"{DATASET}{name}" in entry.sources(alias).values()  # else which rows it will be is known when it begins
     return DatasetAsk(
         name,
         facts.version,
@@ -111,6 +113,6 @@ def _dataset(name: str, facts: DatasetFacts, run: str, params: Params) -> Datase
         facts.label,
         facts.spent,
         facts.aligned,
-        facts.nearest,
-        facts.parties.get(run, ()),
+        facts.nearest if whole else None,
+        facts.parties.get(entry.run, ()) if whole else (),
     )

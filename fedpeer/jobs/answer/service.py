@@ -41,8 +41,6 @@ from fedpeer.jobs.lifecycle import Answer
 from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Store, Transaction
 
-MAX_WHY = 2000
-"""Characters of a reason that are kept."""
 LOOK_S = 600.0
 """So often at least a waiting job looks at the clock, which may have been set."""
 
@@ -211,7 +209,7 @@ class Answers:
             epsilon=epsilon,
             data=data,
             answer=codec.encode(answer),
-            why=why[:MAX_WHY],
+            why=why[: approvals.MAX_WHY],
         )
 
     async def facts(self, read: Contract, contract_id: bytes, data: Sequence[Data], rules: Policy) -> Facts:

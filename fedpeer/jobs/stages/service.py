@@ -105,7 +105,8 @@ class Stages:
             stage = next(item for item in ask.stages if item.id == entry.id)
             findings = answered.check_cohort(tx, policy.current(tx), ask, stage, cohorts, job.time())
             if failed := [finding.text for finding in findings if not finding.holds]:
-                raise PolicyError(f"stage {entry.id!r}: {'; '.join(failed)}", hint="fedpeer policy show")
+                why = f"stage {entry.id!r}: {'; '.join(failed)}"
+                raise PolicyError(why[: approvals.MAX_WHY], hint="fedpeer policy show")
             due = budget.of_stage(job.id, stage, ask.me)
             budget.charge(tx, due, policy.current(tx), job.time(), self._mesh.roster.name_of)
 
