@@ -16,7 +16,8 @@ The same coroutine function runs at every participant, in a worker process that 
 `peers`. It is named by its place: `fedpeer/algorithms/horizontal/logistic.py`, function `fit`, is
 "horizontal.logistic:fit"; nothing is registered. It returns a dict with exactly the declared outputs (an output
 that this role does not produce is None). It may await nothing but methods of `peers`, and takes chance from
-`peers.random` only: the same inputs must give the same bytes, for a turn may be repeated after a crash.
+`peers.random` only: the same inputs must give the same bytes, for a turn may be repeated after a crash. Noise of
+differential privacy is drawn by secure/dp.py, whose rules say where it has to lie.
 
 A stage that returns a model says how many numbers it fits (`parameters`), and one that adds noise what it costs
 (`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say.

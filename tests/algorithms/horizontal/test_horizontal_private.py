@@ -149,7 +149,7 @@ def test_standard_errors_are_what_the_estimates_scatter(spread: float) -> None:
     seed = 3
     print("seed", seed)
     chance, error = np.random.default_rng(seed), 20.0
-    cells = statistics._cells(chance.normal(30, spread, 3000), 10, 50, 5) / dp.GRID
+    cells = statistics._cells(chance.normal(44, spread, 3000), 10, 50, 5) / dp.GRID
     exact = statistics._estimates(cells, 10, 50, 1e-9)
     draws = [statistics._estimates(cells + chance.normal(0, error, cells.shape), 10, 50, error) for _ in range(2000)]
     for what in ("count", "missing", "mean", "std"):
