@@ -39,15 +39,22 @@ from fedpeer.events import Events
 from fedpeer.jobs.dryrun.service import DryRunView, MessageView
 from fedpeer.jobs.dryrun.service import StageView as DryStageView
 from fedpeer.jobs.views import (
+    ApprovalsView,
+    AskedView,
     DecisionView,
     ErrorView,
     FindingView,
     JobView,
     LogLine,
+    MessageView,
     ModelView,
     OutputView,
     ParticipantView,
+    ReadView,
+    ReviewView,
+    StageReviewView,
     StageView,
+    StandingView,
     SumsView,
 )
 from fedpeer.mesh.roster import PeerView
@@ -126,6 +133,33 @@ DECISION = DecisionView(
         FindingView(rule="approve", stage="fit", holds=True, text="approve has the operator asked"),
     ],
 )
+REVIEW = ReviewView(
+    id=JOB, name="breast", purpose="a model\x1b[2J", initiator="bank", participants=["clinic", "bank", "shop"],
+    state="asking", until="u", expires="e", needs=1, approved=[], released=["fit.model"], epsilon=0.5, verdict="ask",
+    stages=[
+        StageReviewView(
+            id="fit", run="horizontal.logistic:fit", text="Fits.\n\nAt length.", role="member",
+            parties=["clinic", "bank", "shop"], params={"reg_lambda": 0.1},
+            reads=[ReadView(dataset="rows", rows=1234, columns=["age", "bmi"], label="y")],
+            messages=[MessageView(tag="gradient", kind="sum", sender="", receiver="", text="sum of gradients")],
+            sums=sums_view(), epsilon=0.5, delta=1e-6,
+        )
+    ],
+    findings=[FindingView(rule="min_rows", stage="fit", holds=True, text="1234 rows in 'rows', min_rows = 100")],
+    compared_with="", differences=[],
+)  # fmt: skip
+STANDING = StandingView(
+    number=7, job=JOB, name="breast", initiator="bank\x1b[2J", datasets=["rows"], new_rows=True, epsilon=0.5,
+    people=["ann (1000)"], created="t", expires="e",
+)  # fmt: skip
+APPROVALS = ApprovalsView(
+    asking=[
+        AskedView(
+            id=JOB, name="breast", purpose="a model", initiator="bank", until="u", needs=2, approved=["ann (1000)"]
+        )
+    ],
+    standing=[STANDING],
+)
 CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
 STATUS = StatusView(
     name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
@@ -146,11 +180,13 @@ class Peer:
             "peer.ping": {"id": "fp1b", "name": "bank", "seconds": 0.0123},
             "dataset.add": DATASET, "dataset.list": [DATASET], "dataset.show": DATASET, "dataset.remove": None,
             "job.submit": job_view("proposed"), "job.list": [job_view()], "job.show": job_view(),
-            "job.wait": job_view(),
+            "job.wait": job_view(), "job.dry-run": DRY_RUN,
             "job.logs": [
                 LogLine(time="t", event="sum", facts={"stage": "fit", "turn": 1, "survivors": ["fp1a", "fp1gone"]})
             ],
-            "job.cancel": job_view("cancelled"), "job.dry-run": DRY_RUN,
+            "job.cancel": job_view("cancelled"),
+            "job.review": REVIEW, "job.approve": job_view("proposed"), "job.deny": job_view("proposed"),
+            "approvals.list": APPROVALS, "approvals.revoke": STANDING,
             "policy.show": POLICY, "policy.set": POLICY, "policy.test": DECISION,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
         }  # fmt: skip
@@ -261,12 +297,17 @@ VERBS: dict[str, tuple[str, ...]] = {
     "dataset.show": ("dataset", "show", "rows"),
     "dataset.remove": ("dataset", "remove", "rows", "--yes"),
     "job.submit": ("job", "submit", "-"),
+    "job.dry-run": ("job", "dry-run", "-"),
     "job.list": ("job", "list"),
     "job.show": ("job", "show", "ab12"),
     "job.wait": ("job", "wait", "ab12"),
     "job.logs": ("job", "logs", "ab12"),
     "job.cancel": ("job", "cancel", "ab12", "--yes"),
-    "job.dry-run": ("job", "dry-run", "-"),
+    "job.review": ("job", "review", "ab12"),
+    "job.approve": ("job", "approve", "ab12", "--yes"),
+    "job.deny": ("job", "deny", "ab12"),
+    "approvals.list": ("approvals",),
+    "approvals.revoke": ("approvals", "revoke", "7"),
     "policy.show": ("policy", "show"),
     "policy.set": ("policy", "set", "-"),
     "policy.test": ("policy", "test", "--job", "-"),

@@ -36,7 +36,15 @@ if TYPE_CHECKING:
     from fedpeer.identity import Card, Identity
     from fedpeer.jobs.dryrun.service import DryRunView
     from fedpeer.jobs.service import Jobs
-    from fedpeer.jobs.views import DecisionView, JobView, LogLine, ModelView
+    from fedpeer.jobs.views import (
+        ApprovalsView,
+        DecisionView,
+        JobView,
+        LogLine,
+        ModelView,
+        ReviewView,
+        StandingView,
+    )
     from fedpeer.mesh.connections.service import Connections
     from fedpeer.mesh.roster import PeerView
     from fedpeer.store import Store
@@ -102,6 +110,22 @@ class NewPolicy(Arguments, frozen=True):
     """the TOML of a policy"""
     after: int | None = None
     """the number of the policy that it was made from: refused if another was set meanwhile"""
+
+
+class NewApproval(Arguments, frozen=True):
+    ref: Word
+    always: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
+    """0 once, 1 every job like it, 2 also on other rows of the same datasets"""
+
+
+class Denial(Arguments, frozen=True):
+    ref: Word
+    reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    """for the own log"""
+
+
+class Number(Arguments, frozen=True):
+    number: int
 
 
 class Prediction(Arguments, frozen=True):
@@ -236,7 +260,7 @@ async def dataset_remove(daemon: Daemon, ask: Ref) -> None:
 
 async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
     """Propose the contract in a TOML file to its participants; prints the id of the job."""
-    return await daemon.jobs.submit(ask.text)
+    return await daemon.jobs.submit(ask.text, caller.current())
 
 
 async def job_dry_run(daemon: Daemon, ask: NewJob) -> DryRunView:
@@ -267,6 +291,31 @@ async def job_logs(daemon: Daemon, ask: Ref) -> list[LogLine]:
 async def job_cancel(daemon: Daemon, ask: Ref) -> JobView:
     """End a job for all its participants."""
     return await daemon.jobs.cancel(ask.ref)
+
+
+async def job_review(daemon: Daemon, ask: Ref) -> ReviewView:
+    """Show what a job asks of this peer: what runs on which columns, what it tells, what it costs, what is new."""
+    return await daemon.jobs.approvals.review(ask.ref)
+
+
+async def job_approve(daemon: Daemon, ask: NewApproval) -> JobView:
+    """Approve a job that asks for it, after showing what it would do."""
+    return await daemon.jobs.approvals.approve(ask.ref, caller.current(), always=ask.always)
+
+
+async def job_deny(daemon: Daemon, ask: Denial) -> JobView:
+    """Refuse a job that asks. The others read so when the time to answer is over, and never why."""
+    return await daemon.jobs.approvals.deny(ask.ref, caller.current(), reason=ask.reason)
+
+
+async def approvals_list(daemon: Daemon, _: Arguments) -> ApprovalsView:
+    """List the jobs that wait for this peer's operators, and the standing approvals."""
+    return await daemon.jobs.approvals.list()
+
+
+async def approvals_revoke(daemon: Daemon, ask: Number) -> StandingView:
+    """Take a standing approval back, by its number; jobs that it approved go on."""
+    return await daemon.jobs.approvals.revoke(ask.number, caller.current())
 
 
 async def policy_show(daemon: Daemon, _: Arguments) -> PolicyView:
@@ -383,6 +432,11 @@ COMMANDS: dict[str, Command] = {
         Command("job.wait", "GET", "/v1/jobs/{ref}/wait", Ref, job_wait, timeout_s=None),
         Command("job.logs", "GET", "/v1/jobs/{ref}/logs", Ref, job_logs),
         Command("job.cancel", "POST", "/v1/jobs/{ref}/cancel", Ref, job_cancel),
+        Command("job.review", "GET", "/v1/jobs/{ref}/review", Ref, job_review, timeout_s=None),
+        Command("job.approve", "POST", "/v1/jobs/{ref}/approve", NewApproval, job_approve, timeout_s=None),
+        Command("job.deny", "POST", "/v1/jobs/{ref}/deny", Denial, job_deny),
+        Command("approvals.list", "GET", "/v1/approvals", Arguments, approvals_list),
+        Command("approvals.revoke", "DELETE", "/v1/approvals/{number}", Number, approvals_revoke),
         Command("policy.show", "GET", "/v1/policy", Arguments, policy_show),
         Command("policy.set", "POST", "/v1/policy", NewPolicy, policy_set),
         Command("policy.test", "POST", "/v1/policy/test", NewJob, policy_test, timeout_s=None),

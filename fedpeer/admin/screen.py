@@ -140,6 +140,7 @@ def job(view: dict[str, Any]) -> str:
                 ("state", view["state"] + waiting),
                 ("created", view["created"]),
                 ("finished", view["finished"]),
+                ("asks", _asks(view)),
                 ("error", f"{error['message']} ({error['code']})" if error else ""),
                 ("hint", error["hint"] if error else ""),
             ]
@@ -170,6 +171,14 @@ def job(view: dict[str, Any]) -> str:
     if told := [pair for stage in view["stages"] for pair in _sums(stage, _names(view))]:
         lines.insert(3, facts(told))
     return "\n\n".join(lines)
+
+
+def _asks(view: dict[str, Any]) -> str:
+    asks = view.get("asks")
+    if not asks:
+        return ""
+    so_far = f"{len(asks['approved'])} of {asks['needs']} approved it, " if asks["needs"] > 1 else ""
+    return f"your approval until {asks['until']}: {so_far}fedpeer job approve {view['id'][:SHORT]}"
 
 
 def protection(sums: dict[str, Any]) -> str:

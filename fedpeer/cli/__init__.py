@@ -8,7 +8,15 @@ from collections.abc import Sequence
 
 import click
 
-from fedpeer.cli import datasets, here, jobs, models, peers, policies  # noqa: F401 - each adds its verbs to the tree
+from fedpeer.cli import (  # noqa: F401 - each adds its verbs to the tree
+    approvals,
+    datasets,
+    here,
+    jobs,
+    models,
+    peers,
+    policies,
+)
 from fedpeer.cli.tree import cli
 from fedpeer.errors import FedpeerError
 

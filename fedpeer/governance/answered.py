@@ -102,8 +102,8 @@ class Cohort:
 def cohort_of(dataset: str, version: bytes, table: Table) -> Cohort:
     """The rows of a table that goes into a stage: a snapshot of the dataset, or what earlier stages made of it.
 
-    `version`: digest of the table's file. Takes about 5 s for a million rows with an id. Raises PolicyError for more
-    than MAX_ROWS.
+    `version`: digest of the table's file. Takes some 5 to 10 s for a million rows with an id. Raises PolicyError for
+    more than MAX_ROWS.
     """
     if table.n_samples > MAX_ROWS:
         raise PolicyError(
@@ -139,23 +139,19 @@ def difference(one: Cohort, other: Cohort) -> int:
 # facts for a decision
 
 
-def nearest(tx: Transaction, cohort: Cohort, below: int, but: tuple[bytes, str] = (b"", "")) -> int | None:
+def nearest(tx: Transaction, cohort: Cohort, below: int, beside: Sequence[Cohort] = ()) -> int | None:
     """Rows by which an earlier answer differs from these, the least that is not 0 and less than `below`, else None.
 
-    `but`: (contract, stage) of a run that does not count, for it is the one that is asked about.
+    `beside`: other tables of the same answer.
     """
-    found = None
+    sizes = [difference(cohort, other) for other in beside]
     for number, dataset, version, rows in tx.all(
         "SELECT DISTINCT number, dataset, version, rows FROM answered_run JOIN answered_table USING (number)"
-        " WHERE NOT (contract = ? AND stage = ?)",
-        but,
     ):
         # not the same content, and as many rows but for some: only then the keys are read
         if version != cohort.version and abs(rows - cohort.rows) < below:
-            size = difference(cohort, _load(tx, number, dataset, version))
-            if 0 < size < below and (found is None or size < found):
-                found = size
-    return found
+            sizes.append(difference(cohort, _load(tx, number, dataset, version)))
+    return min((size for size in sizes if 0 < size < below), default=None)
 
 
 def parties(
@@ -197,7 +193,7 @@ def check_cohort(
         return ()  # nothing leaves
     run = bytes.fromhex(ask.contract), stage.id
     facts = {dataset.name: dataset for dataset in stage.datasets}
-    real = [_now(tx, policy, facts[cohort.dataset], cohort, run, stage) for cohort in cohorts]
+    real = [_now(tx, policy, facts[cohort.dataset], cohort, cohorts, run, stage) for cohort in cohorts]
     rest = facts.keys() - {cohort.dataset for cohort in cohorts}
     findings = check_stage(policy, ask, replace(stage, datasets=(*real, *(facts[name] for name in sorted(rest)))))
     kept = 0 if stage.aligns else tx.one("SELECT count(*) FROM answered_table")[0]
@@ -210,13 +206,19 @@ def check_cohort(
 
 
 def _now(
-    tx: Transaction, policy: Policy, facts: DatasetAsk, cohort: Cohort, run: tuple[bytes, str], stage: StageAsk
+    tx: Transaction,
+    policy: Policy,
+    facts: DatasetAsk,
+    cohort: Cohort,
+    cohorts: Sequence[Cohort],
+    run: tuple[bytes, str],
+    stage: StageAsk,
 ) -> DatasetAsk:
     """A dataset as it goes into a stage, whatever was known of it when the job was agreed."""
     return replace(
         facts,
         rows=cohort.rows,
-        nearest=nearest(tx, cohort, widest_cell(policy), run) if policy.no_row_differencing else None,
+        nearest=nearest(tx, cohort, widest_cell(policy), cohorts) if policy.no_row_differencing else None,
         other_parties=parties(tx, cohort.version, run).get(stage.run, ()),
         aligned=aligned(tx, facts.version, run),  # of the whole dataset: a choice of its rows is no new version
     )

@@ -258,7 +258,8 @@ def judge(
         answer = heard.answers.get(peer)
         if answer is not None and not answer.approved:
             why = REFUSALS.get(answer.reason, "refuses for a reason of a newer release")
-            return Verdict(Event.FAIL, JobError(f"{name_of(peer)} {why}", peer=name_of(peer)))
+            kind = PolicyError if answer.reason == "policy" else JobError
+            return Verdict(Event.FAIL, kind(f"{name_of(peer)} {why}", peer=name_of(peer)))
     for ended in (heard.ended[peer] for peer in peers if peer in heard.ended):
         if ended.event is not Event.FINISH:
             heard_of = by_code(ended.code)(ended.message, peer=ended.peer)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -108,6 +109,28 @@ def test_a_request_is_a_path_a_query_and_a_body(
 def test_wrong_arguments_are_found_before_anything_is_sent(name: str, arguments: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         request(COMMANDS[name], arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("job.submit", {"text": "x"}), ("job.approve", {"ref": "x"}), ("job.deny", {"ref": "x"}),
+     ("approvals.revoke", {"number": 1})],
+)  # fmt: skip
+async def test_who_says_yes_or_no_is_handed_on(name: str, arguments: dict[str, Any]) -> None:
+    given: list[Any] = []
+
+    class Jobs:
+        async def submit(self, *told: Any, **more: Any) -> None:
+            given.extend(told)
+
+        approve = deny = revoke = submit
+
+    jobs = Jobs()
+    jobs.approvals = jobs  # type: ignore[attr-defined]
+    ann = Caller(1000, 77, "ann")
+    with calling(ann):
+        await COMMANDS[name].handler(SimpleNamespace(jobs=jobs), COMMANDS[name].check(arguments))
+    assert ann in given
 
 
 def test_the_client_is_importable_alone() -> None:

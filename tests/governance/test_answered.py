@@ -142,6 +142,13 @@ def test_another_stage_on_nearly_the_same_rows_is_refused_too_also_in_one_contra
     alice.refuses("no_row_differencing", cohort(range(999)), contract=7, stage="again")
 
 
+def test_two_tables_of_one_stage_are_compared_with_each_other(alice: Owner) -> None:
+    (one, other) = alice.ask(cohort(range(1000)), cohort(range(999)))
+    assert one.rule == other.rule == "no_row_differencing"
+    for _ in range(2):  # and again after a crash
+        assert alice.ask(cohort(range(1000)), cohort(range(500)), contract=7) == []
+
+
 def test_a_run_that_is_repeated_after_a_crash_does_not_count_against_itself(alice: Owner) -> None:
     for _ in range(3):
         assert alice.ask(cohort(range(1000)), contract=7) == []

@@ -237,6 +237,7 @@ def test_what_differs_in_one_thing_is_not_covered(field: str, any_version: bool)
         data=base.data,
     )  # fmt: skip
     assert approvals.covers(given, base, 1, NOW)
+    assert not approvals.covers(given, base, 2, NOW)  # it is one person's
     other: dict[str, Any] = {
         "initiator": "fp1other", "form": b"g" * 32, "epsilon": 0.6, "name": "rows2", "version": b"v2" * 16,
         "columns": [["id", "text"], ["age", "text"]], "id": None, "label": "age", "more": [ROWS, ROWS], "fewer": [],

@@ -10,11 +10,14 @@ import pytest
 import trio
 from trio.abc import Clock
 
+from fedpeer import stage as stages
 from fedpeer.admin.caller import Caller
 from fedpeer.errors import PolicyError, UsageError
 from fedpeer.jobs import contract, lifecycle, service
 from fedpeer.jobs.views import JobView
 from fedpeer.mesh.records import Signed
+from fedpeer.peers import Peers
+from fedpeer.stage import Agreed, Params, Report, Stage, Table, at_least, stage
 from fedpeer.testing.federation import LAX, Federation, Organization, federation
 
 NAMES = ["alice", "bob", "carol"]
@@ -23,6 +26,59 @@ ASK = LAX.replace('"auto"', '"ask"')
 TWO = "two_person = true\n" + ASK
 MORE_ROWS = LAX.replace("min_rows = 0", "min_rows = 61")
 """than anybody has"""
+
+
+class Pick(Params, frozen=True):
+    rows: int
+    ids: bool = True
+
+
+@stage(
+    version=1,
+    roles={"member": at_least(2)},
+    inputs={"table": Table},
+    outputs={"report": Report},
+    messages={"one": Agreed("nothing: it is always 1")},
+)
+async def tally(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+    return {"report": Report({"one": await peers.agree("one", 1)})}
+
+
+@stage(
+    version=1,
+    roles={"member": at_least(1)},
+    inputs={"table": Table},
+    outputs={"table": Table},
+    messages={},
+    params=Pick,
+)
+async def pick(peers: Peers, params: Pick, table: Table) -> dict[str, Any]:
+    """The first rows, with their ids or without."""
+    data = table.data.slice(0, params.rows)
+    return {"table": Table(data, table.id) if params.ids else Table(data.drop_columns(["id"]))}
+
+
+def find(name: str) -> Stage:
+    return {own.name: own for own in (tally, pick)}.get(name) or stages.find(name)
+
+
+TALLY = """
+[[stage]]
+id = "tally"
+run = "test_answers:tally"
+inputs = { table = "dataset:rows" }
+"""
+PICK = """
+[[stage]]
+id = "pick"
+run = "test_answers:pick"
+inputs = { table = "dataset:rows" }
+params = { rows = %d, ids = %s }
+[[stage]]
+id = "tally"
+run = "test_answers:tally"
+inputs = { table = "pick.table" }
+"""
 DESCRIBE = """
 [[stage]]
 id = "describe"
@@ -53,8 +109,8 @@ async def until_asked(peer: Organization, job: str) -> JobView:
 ANSWER_S = 120
 
 
-async def submit(peers: Federation, rules: str = "") -> str:
-    text = peers.contract(DESCRIBE, rules=f"answer_s = {ANSWER_S}\n{rules}")
+async def submit(peers: Federation, rules: str = "", stages: str = TALLY) -> str:
+    text = peers.contract(stages, rules=f"answer_s = {ANSWER_S}\n{rules}")
     return (await peers["alice"].daemon.jobs.submit(text)).id
 
 
@@ -79,7 +135,7 @@ async def events(peer: Organization, job: str) -> list[tuple[str, dict[str, Any]
 async def test_a_job_waits_for_the_operator_and_runs_when_it_is_approved(
     autojump_clock: Clock, quick_path: Path
 ) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, ASK)
         job = await submit(peers)
         view = await until_asked(peers["bob"], job)
@@ -98,10 +154,10 @@ async def test_a_job_waits_for_the_operator_and_runs_when_it_is_approved(
 
 
 async def test_who_submitted_is_recorded(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, LAX)
         await peers["alice"].set_policy(ASK)
-        job = (await peers["alice"].daemon.jobs.submit(peers.contract(DESCRIBE), ANN)).id
+        job = (await peers["alice"].daemon.jobs.submit(peers.contract(TALLY), ANN)).id
         await ended(peers, job)
         told = dict(await events(peers["alice"], job))
         assert told["proposed"]["by"] == "ann (1000)"
@@ -109,7 +165,7 @@ async def test_who_submitted_is_recorded(autojump_clock: Clock, quick_path: Path
 
 
 async def test_two_people_are_needed_where_the_policy_says_so(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, TWO)
         job = await submit(peers)
         await until_asked(peers["bob"], job)
@@ -130,11 +186,11 @@ async def test_two_people_are_needed_where_the_policy_says_so(autojump_clock: Cl
 
 
 async def test_who_submits_is_one_of_two(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, LAX)
         await peers["alice"].set_policy(TWO)
         alice = peers["alice"].daemon.jobs
-        job = (await alice.submit(peers.contract(DESCRIBE), ANN)).id
+        job = (await alice.submit(peers.contract(TALLY), ANN)).id
         view = await until_asked(peers["alice"], job)
         assert view.asks is not None
         assert view.asks.approved == ["ann (1000), submitted"]
@@ -143,7 +199,7 @@ async def test_who_submits_is_one_of_two(autojump_clock: Clock, quick_path: Path
 
 
 async def test_what_is_like_an_approved_job_is_not_asked_again(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, ASK)
         bob = peers["bob"].daemon.jobs
         first = await submit(peers)
@@ -167,10 +223,10 @@ async def test_what_is_like_an_approved_job_is_not_asked_again(autojump_clock: C
 
 
 async def test_a_review_shows_what_is_new_since_the_last_approved_job(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, ASK)
         bob = peers["bob"].daemon.jobs
-        first = await submit(peers)
+        first = await submit(peers, stages=DESCRIBE)
         await until_asked(peers["bob"], first)
         seen = await bob.approvals.review(first)
         assert (seen.compared_with, seen.differences, seen.verdict) == ("", [], "ask")
@@ -183,8 +239,8 @@ async def test_a_review_shows_what_is_new_since_the_last_approved_job(autojump_c
         assert stage.sums is not None
         assert all(finding.holds for finding in seen.findings)
         await bob.approvals.approve(first)
-        await ended(peers, first)
-        other = await submit(peers, rules="restarts = 7")
+        await peers["alice"].daemon.jobs.cancel(first)
+        other = await submit(peers, rules="restarts = 7", stages=DESCRIBE)
         await until_asked(peers["bob"], other)
         seen = await bob.approvals.review(other)
         assert seen.compared_with == first
@@ -194,7 +250,7 @@ async def test_a_review_shows_what_is_new_since_the_last_approved_job(autojump_c
 
 
 async def test_an_approval_is_asked_of_the_policy_of_now(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, ASK)
         job = await submit(peers)
         await until_asked(peers["bob"], job)
@@ -258,7 +314,7 @@ async def test_nobody_can_tell_who_refused_or_when(
         start = trio.current_time()
         folder = quick_path / how.replace(" ", "-")
         folder.mkdir()
-        async with federation(folder, NAMES) as peers:
+        async with federation(folder, NAMES, find=find) as peers:
             peers.ahead_s = -start
             seen, traffic, (alice, bob, carol) = await refused(peers, how, monkeypatch)
         told = [(round(second, 1), kind, raw) for second, kind, raw in seen]
@@ -269,7 +325,7 @@ async def test_nobody_can_tell_who_refused_or_when(
         assert traffic[:8] == [0] * 8, how  # nothing is sent when it is decided, or denied
         for view in (alice, carol):
             assert view.error is not None
-            assert (view.state, view.error.code) == ("failed", "job")
+            assert (view.state, view.error.code) == ("failed", "policy")
             assert view.error.message == "bob does not allow it"
         assert bob.error is not None
         assert bob.error.code == "policy"
@@ -282,7 +338,7 @@ async def test_nobody_can_tell_who_refused_or_when(
 
 
 async def test_our_own_operator_knows_of_a_refusal_at_once(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, MORE_ROWS)
         job = await submit(peers)
         await trio.sleep(5)
@@ -300,7 +356,7 @@ async def test_our_own_operator_knows_of_a_refusal_at_once(autojump_clock: Clock
 
 
 async def test_what_cannot_run_is_refused_at_once(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, ASK)
         await peers["bob"].daemon.catalog.remove("rows")
         job = await submit(peers)
@@ -313,7 +369,7 @@ async def test_what_cannot_run_is_refused_at_once(autojump_clock: Clock, quick_p
 
 
 async def test_our_own_policy_refuses_before_anything_is_said(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, LAX)
         await peers["alice"].set_policy(MORE_ROWS)
         with pytest.raises(PolicyError, match=r"your own policy refuses it: .*60 rows in 'rows', min_rows = 61"):
@@ -323,7 +379,7 @@ async def test_our_own_policy_refuses_before_anything_is_said(autojump_clock: Cl
 
 
 async def test_too_late_is_too_late(autojump_clock: Clock, quick_path: Path) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, ASK)
         job = await submit(peers)
         await until_asked(peers["bob"], job)
@@ -337,7 +393,7 @@ async def test_too_late_is_too_late(autojump_clock: Clock, quick_path: Path) -> 
 
 @pytest.mark.parametrize("when", ["asking", "denied", "late"])
 async def test_a_daemon_that_was_killed_goes_on_asking(autojump_clock: Clock, quick_path: Path, when: str) -> None:
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, ASK)
         job = await submit(peers)
         before = await until_asked(peers["bob"], job)
@@ -364,12 +420,88 @@ async def test_a_daemon_that_was_killed_goes_on_asking(autojump_clock: Clock, qu
 @pytest.mark.parametrize("deaths", range(8))
 async def test_killed_after_any_write_it_says_one_thing(autojump_clock: Clock, quick_path: Path, deaths: int) -> None:
     """Bob dies after one use of his store, from the contract's arrival to the end of the job, and comes back."""
-    async with federation(quick_path, NAMES) as peers:
+    async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, MORE_ROWS)
         bob, uses = peers["bob"], iter(range(1_000_000))
         bob.at_store = lambda: next(uses) == deaths
-        job = (await peers["alice"].daemon.jobs.submit(peers.contract(DESCRIBE, rules="answer_s = 5"))).id
+        job = (await peers["alice"].daemon.jobs.submit(peers.contract(TALLY, rules="answer_s = 5"))).id
         for view in await ended(peers, job, ["alice", "carol"]):
             assert view.error is not None
             assert view.error.message == "bob does not allow it"
         assert bob.deaths == 1
+
+
+# a stage begins
+
+
+ONCE = LAX.replace("no_row_differencing = false", "no_row_differencing = true").replace("min_cell = 0", "min_cell = 10")
+
+
+async def outcome(peers: Federation, stages: str) -> tuple[str, str]:
+    """How a job ends: the error's code at alice, and what bob reads."""
+    job = await submit(peers, stages=stages)
+    alice, bob, _ = await ended(peers, job)
+    return alice.error.code if alice.error else alice.state, bob.error.message if bob.error else ""
+
+
+async def test_the_rows_that_really_go_in_decide(autojump_clock: Clock, quick_path: Path) -> None:
+    """A choice of rows by an earlier stage is known when it is made, not when the job is agreed."""
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, ONCE)
+        job = await submit(peers)
+        assert {view.state for view in await ended(peers, job)} == {"done"}
+        started = [facts for event, facts in await events(peers["bob"], job) if event == "stage_started"]
+        assert started == [{"stage": "tally", "rows": {"rows": 60}}]
+        code, why = await outcome(peers, PICK % (59, "true"))
+        assert code == "policy"
+        assert "'tally': 1 rows of 'rows' differ from an earlier answer, min_cell = 10" in why
+        assert await outcome(peers, PICK % (50, "true")) == ("done", "")
+        code, why = await outcome(peers, PICK % (51, "true"))
+        assert code == "policy"
+        assert "1 rows" in why
+        # what was refused was not answered, so it does not count against others
+        assert await outcome(peers, PICK % (40, "true")) == ("done", "")
+
+
+async def test_rows_that_cannot_be_told_are_refused(autojump_clock: Clock, quick_path: Path) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, ONCE)
+        code, why = await outcome(peers, PICK % (59, "false"))
+        assert code == "policy"
+        assert "cannot be told which rows of 'rows'" in why
+        assert await outcome(peers, PICK % (60, "false")) == ("done", "")
+
+
+async def test_too_few_rows_are_found_when_they_are_chosen(autojump_clock: Clock, quick_path: Path) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX.replace("min_rows = 0", "min_rows = 50"))
+        code, why = await outcome(peers, PICK % (49, "true"))
+        assert code == "policy"
+        assert "49 rows in 'rows', min_rows = 50" in why
+        (line,) = [line for line in await peers["alice"].daemon.jobs.logs("job") if line.event == "failed"]
+        assert "49" not in str(line.facts)  # the figures stay at home
+        assert await outcome(peers, PICK % (50, "true")) == ("done", "")
+
+
+async def test_a_stage_begins_under_the_policy_of_then(autojump_clock: Clock, quick_path: Path) -> None:
+    """A policy that was set after the job was agreed holds for stages that did not begin yet."""
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, ASK)
+        job = await submit(peers)
+        await until_asked(peers["bob"], job)
+        await peers["carol"].set_policy(LAX.replace('"auto"', '"refuse"'))
+        await peers["bob"].daemon.jobs.approvals.approve(job, ANN)
+        views = await ended(peers, job)
+        assert {view.state for view in views} == {"failed"}
+        assert views[0].error is not None
+        assert (views[0].error.code, views[0].error.peer) == ("policy", "carol")
+
+
+async def test_what_was_answered_is_kept_over_a_kill(autojump_clock: Clock, quick_path: Path) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, ONCE)
+        bob = peers["bob"]
+        bob.step = lambda _message: "daemon" if not bob.deaths else ""
+        assert await outcome(peers, TALLY) == ("done", "")  # the same run is no other answer
+        assert bob.deaths == 1
+        assert (await outcome(peers, PICK % (55, "true")))[0] == "policy"

@@ -18,6 +18,7 @@ from fedpeer.errors import (
     JobError,
     LocalProtocolError,
     NotEqual,
+    PolicyError,
     StageError,
     SumError,
     WorkerCrashed,
@@ -247,3 +248,15 @@ def test_others_hear_a_code_and_never_a_value() -> None:
         assert told.message == kind().message
     assert lifecycle.abort_of(SumError("bob comes with another history")).message == "bob comes with another history"
     assert len(lifecycle.abort_of(SumError("x" * 9999)).message) == 500
+
+
+def test_whatever_a_policy_found_the_others_read_one_code_and_one_sentence() -> None:
+    class Spent(PolicyError):
+        """The budget of a dataset is spent."""
+
+        code = "spent"
+
+    told = {lifecycle.abort_of(error) for error in (PolicyError("97 rows, min_rows = 100"), Spent("0.3 of 3.0 left"))}
+    (abort,) = told
+    assert (abort.code, abort.message) == ("policy", PolicyError().message)
+    assert lifecycle.abort_of(GateClosed("a canary")).code == "gate"

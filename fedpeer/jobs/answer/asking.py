@@ -101,25 +101,9 @@ def feeding(read: Contract, entry: StageEntry, alias: str, find: FindStage) -> s
     return found
 
 
-def tables(read: Contract, entry: StageEntry, alias: str, find: FindStage) -> dict[str, str]:
-    """Port of each table that goes into a stage → the own dataset whose rows they are, as they are or chosen before.
-
-    What a table is made of is followed through the tables that it is made of, the first where there are several.
-    """
-    found = {}
-    for port, source in sorted(entry.sources(alias).items()):
-        if find(entry.run).inputs[port] is not Table:
-            continue
-        if source.startswith(DATASET):
-            found[port] = source.removeprefix(DATASET)
-        elif before := tables(read, read.stage(source.partition(".")[0]), alias, find):
-            found[port] = next(iter(before.values()))
-    return found
-
-
 def _dataset(name: str, facts: DatasetFacts, entry: StageEntry, alias: str, params: Params) -> DatasetAsk:
     named = getattr(params, "columns", None)
-    columns = tuple(named) if isinstance(named, list | tuple) and named else facts.columns
+    columns = tuple(named) if isinstance(named, list | tuple | dict) and named else facts.columns
     whole = f"{DATASET}{name}" in entry.sources(alias).values()  # else which rows it will be is known when it begins
     return DatasetAsk(
         name,

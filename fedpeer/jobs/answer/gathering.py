@@ -81,7 +81,7 @@ async def read_cohort(dataset: str, version: bytes, path: Path, run_in_thread: R
     """The rows of a table in the store, a snapshot or what a stage made. Raises PolicyError, DataError."""
 
     def work() -> Cohort:
-        table = artifact.load("table", _mapped(path))
+        table = artifact.load("table", mapped(path))
         assert isinstance(table, Table)
         return answered.cohort_of(dataset, version, table)
 
@@ -107,7 +107,7 @@ def jobs_before(
     return sum(organization(other.peer_of[other.initiator]) == mine for other in others)
 
 
-def _mapped(path: Path) -> Buffer:
+def mapped(path: Path) -> Buffer:
     """The bytes of a file, read when they are used."""
     try:
         with path.open("rb") as file:

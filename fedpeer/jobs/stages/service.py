@@ -3,6 +3,7 @@
 Rules
 * Responsible for the way from inputs to outputs: snapshots and outputs of earlier stages go in; outputs are files of
   the store, and their rows, the stage's end and the loss of its checkpoint are one commit.
+* No stage begins before the policy of now has seen the rows that it gets; what may not begin ends the job.
 * What the participants of a stage decide together is asked of the aggregation, in their names only.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,14 @@ from typing import Any
 from fedpeer import artifact
 from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
-from fedpeer.errors import JobError
+from fedpeer.errors import JobError, PolicyError
+from fedpeer.governance import answered, approvals, policy
+from fedpeer.governance.answered import Cohort
+from fedpeer.governance.decision import Ask
 from fedpeer.jobs import archive, checkpoint, contract
-from fedpeer.jobs.contract import StageEntry
+from fedpeer.jobs.answer import asking
+from fedpeer.jobs.cohorts import Source, cohorts_of
+from fedpeer.jobs.contract import DATASET, StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker
 from fedpeer.jobs.files.service import Files
 from fedpeer.jobs.job.service import Job
@@ -51,7 +58,7 @@ class Stages:
             return
         declared = self._stage(entry.run)
         if next(view for view in job.view.stages if view.id == entry.id).state == "waiting":
-            await job.write(lambda tx: None, ("stage_started", {"stage": entry.id}))
+            await self._start(job, entry, declared)
         role_of, peer_of = entry.role_of, job.contract.peer_of
         execution = Execution(
             job.id,
@@ -77,6 +84,67 @@ class Stages:
         job.execution = execution
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
+
+    async def _start(self, job: Job, entry: StageEntry, declared: Stage) -> None:
+        """Whether it may begin with the rows it gets: asked of the policy of now, and kept, before its first byte.
+
+        What these rows are, and that they count as answered from now on, is one commit. Raises PolicyError.
+        """
+        cohorts: Sequence[Cohort] = ()
+        if declared.messages:
+            cohorts = await self._cohorts(job, entry)
+        told = {"stage": entry.id, "rows": {cohort.dataset: cohort.rows for cohort in cohorts}}
+
+        def start(tx: Transaction) -> None:
+            asked = approvals.find(tx, job.id)
+            assert asked is not None, "what was not asked about is not agreed"
+            ask = self._ask(job, asked.data)
+            stage = next(item for item in ask.stages if item.id == entry.id)
+            findings = answered.check_cohort(tx, policy.current(tx), ask, stage, cohorts, job.time())
+            if failed := [finding.text for finding in findings if not finding.holds]:
+                raise PolicyError(f"stage {entry.id!r}: {'; '.join(failed)}", hint="fedpeer policy show")
+
+        await job.write(start, ("stage_started", told))
+
+    def _ask(self, job: Job, data: Sequence[approvals.Data]) -> Ask:
+        """The contract as the policy reads it; what rows really go in is told by the cohorts."""
+        name_of = self._mesh.roster.name_of
+        facts = asking.Facts(
+            datetime.fromisoformat(job.time()),
+            0,
+            {
+                item.name: asking.DatasetFacts(
+                    item.version,
+                    item.rows,
+                    tuple(column for column, _ in item.columns if column != item.id),
+                    item.label,
+                )
+                for item in data
+            },
+            {peer: name_of(peer) for peer in job.contract.peers},
+        )
+        return asking.ask_of(job.contract, self._mesh.me, self._stage, facts)
+
+    async def _cohorts(self, job: Job, entry: StageEntry) -> Sequence[Cohort]:
+        """The rows of each own dataset that go into a stage. Raises PolicyError, DataError."""
+        pinned = await self._store.read(lambda tx: archive.snapshots(tx, job.id))
+        made = {
+            f"{kept.stage}.{kept.name}": kept for kept in await self._store.read(lambda tx: archive.outputs(tx, job.id))
+        }
+        snapshots = {
+            name: Source("table", self._store.path_of(version), version, [name], whole=True)
+            for place, name in job.contract.datasets(job.view.me).items()
+            if (version := pinned[place])
+        }
+        sources = []
+        for source in entry.sources(job.view.me).values():
+            if source.startswith(DATASET):
+                sources.append(snapshots[source.removeprefix(DATASET)])
+            elif (kept := made.get(source)) is not None:  # what is missing is said where it is opened
+                before = job.contract.stage(kept.stage)
+                names = asking.feeding(job.contract, before, job.view.me, self._stage)
+                sources.append(Source(kept.kind, self._store.path_of(kept.digest), kept.digest, names, whole=False))
+        return await self._run_in_thread(partial(cohorts_of, sources, snapshots))
 
     async def _inputs(self, job: Job, entry: StageEntry, declared: Stage) -> Sequence[tuple[str, str, Path]]:
         pinned = await self._store.read(lambda tx: archive.snapshots(tx, job.id))
