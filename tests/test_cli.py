@@ -36,8 +36,7 @@ from fedpeer.admin.commands import COMMANDS, CardView, PolicyView, StatusView
 from fedpeer.data.catalog import DatasetView
 from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
-from fedpeer.jobs.dryrun.service import DryRunView, MessageView
-from fedpeer.jobs.dryrun.service import StageView as DryStageView
+from fedpeer.jobs.dryrun.service import DryMessageView, DryRunView, DryStageView
 from fedpeer.jobs.views import (
     ApprovalsView,
     AskedView,
@@ -118,7 +117,7 @@ DRY_RUN = DryRunView(
         DryStageView(
             id="fit", run="horizontal.logistic:fit", participants=["bank", "shop", "telco"], rows={"table": 440},
             seconds=2.0, outputs={"model": "model"},
-            messages=[MessageView(tag="step", kind="sum", text="a \x1b[31msum", count=4, bytes=120)],
+            messages=[DryMessageView(tag="step", kind="sum", text="a \x1b[31msum", count=4, bytes=120)],
         ),
         DryStageView(
             id="take", run="local.select:run", participants=["bank"], rows={}, seconds=0.2, messages=[], outputs={}
