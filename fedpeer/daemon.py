@@ -171,12 +171,23 @@ def run(home: Path) -> int:
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
     config = configuration.load(home)
     logging.configure(config.log_level)
+    if swaps(Path("/proc/swaps")):
+        structlog.get_logger().warning("swap_is_on", reason="keys and rows in memory may be written to a disk")
     identity = load_key_file(config.key_file)
     try:
         trio.run(_main, config, identity)
     except BaseExceptionGroup as group:
         raise _first(group) from group
     return 0
+
+
+def swaps(listed: Path) -> bool:
+    """Whether the system may write memory to a disk that is not memory itself (zram). `listed`: /proc/swaps."""
+    try:
+        used = listed.read_text().splitlines()[1:]
+    except OSError:
+        return False
+    return any(not line.startswith("/dev/zram") for line in used)
 
 
 async def _main(config: Config, identity: Identity) -> None:

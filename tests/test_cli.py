@@ -51,9 +51,7 @@ from fedpeer.governance import export
 from fedpeer.governance import tree as audit_tree
 from fedpeer.governance.export import Line
 from fedpeer.identity import Identity
-from fedpeer.jobs.dryrun.service import DryRunView
-from fedpeer.jobs.dryrun.service import MessageView as DryMessageView
-from fedpeer.jobs.dryrun.service import StageView as DryStageView
+from fedpeer.jobs.dryrun.service import DryMessageView, DryRunView, DryStageView
 from fedpeer.jobs.views import (
     ApprovalsView,
     AskedView,
@@ -222,14 +220,13 @@ class Peer:
             "peer.ping": {"id": "fp1b", "name": "bank", "seconds": 0.0123},
             "dataset.add": DATASET, "dataset.list": [DATASET], "dataset.show": DATASET, "dataset.remove": None,
             "job.submit": job_view("proposed"), "job.list": [job_view()], "job.show": job_view(),
-            "job.wait": job_view(),
+            "job.wait": job_view(), "job.dry-run": DRY_RUN,
             "job.logs": [
                 LogLine(time="t", event="sum", facts={"stage": "fit", "turn": 1, "survivors": ["fp1a", "fp1gone"]})
             ],
             "job.cancel": job_view("cancelled"),
             "job.review": REVIEW, "job.approve": job_view("proposed"), "job.deny": job_view("proposed"),
             "approvals.list": APPROVALS, "approvals.revoke": STANDING,
-            "job.dry-run": DRY_RUN,
             "policy.show": POLICY, "policy.set": POLICY, "policy.test": DECISION,
             "budget.list": [ACCOUNT], "budget.show": BUDGET,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
@@ -344,6 +341,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "dataset.show": ("dataset", "show", "rows"),
     "dataset.remove": ("dataset", "remove", "rows", "--yes"),
     "job.submit": ("job", "submit", "-"),
+    "job.dry-run": ("job", "dry-run", "-"),
     "job.list": ("job", "list"),
     "job.show": ("job", "show", "ab12"),
     "job.wait": ("job", "wait", "ab12"),
@@ -354,7 +352,6 @@ VERBS: dict[str, tuple[str, ...]] = {
     "job.deny": ("job", "deny", "ab12"),
     "approvals.list": ("approvals",),
     "approvals.revoke": ("approvals", "revoke", "7"),
-    "job.dry-run": ("job", "dry-run", "-"),
     "policy.show": ("policy", "show"),
     "policy.set": ("policy", "set", "-"),
     "policy.test": ("policy", "test", "--job", "-"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedpeer.admin.client import Client
-from fedpeer.daemon import worker_remark
+from fedpeer.daemon import swaps, worker_remark
 
 FEDPEER = [sys.executable, "-m", "fedpeer.cli"]
 
@@ -108,3 +108,12 @@ def test_of_what_a_worker_writes_the_log_keeps_places_and_no_values() -> None:
         " x = 9.81",
     ):
         assert worker_remark(line) == {"size": len(line)}
+
+
+def test_swap_that_writes_to_a_disk_is_seen(tmp_path: Path) -> None:
+    listed = tmp_path / "swaps"
+    head = "Filename\tType\tSize\tUsed\tPriority\n"
+    for lines, seen in [("", False), ("/dev/zram0 partition 1 0 100\n", False), ("/swap.img file 1 0 -2\n", True)]:
+        listed.write_text(head + lines)
+        assert swaps(listed) is seen
+    assert swaps(tmp_path / "absent") is False

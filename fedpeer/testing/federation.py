@@ -118,6 +118,7 @@ class Organization:
         """What `fedpeer policy set` does."""
         time = self._federation.now().isoformat()
         await self.daemon.store.write(lambda tx: policy.keep(tx, text, 0, time))
+        await self.daemon.use_policy()
 
     async def stop(self) -> None:
         """End the daemon. In a simulation this is a kill: nothing is written at the end but what is on disk already."""

@@ -38,7 +38,7 @@ LABEL = "label"
 """A simulated participant of another role than ours has one, for its role may need it where ours does not."""
 
 
-class MessageView(msgspec.Struct, kw_only=True):
+class DryMessageView(msgspec.Struct, kw_only=True):
     """What one participant would say under one tag in one stage."""
 
     tag: str
@@ -50,7 +50,7 @@ class MessageView(msgspec.Struct, kw_only=True):
     """of the values, without the frames around them"""
 
 
-class StageView(msgspec.Struct, kw_only=True):
+class DryStageView(msgspec.Struct, kw_only=True):
     id: str
     run: str
     participants: list[str]
@@ -58,7 +58,7 @@ class StageView(msgspec.Struct, kw_only=True):
     rows: dict[str, int]
     """rows of the twin at each port of ours"""
     seconds: float
-    messages: list[MessageView]
+    messages: list[DryMessageView]
     outputs: dict[str, str]
     """name → kind of what this peer would have"""
 
@@ -66,7 +66,7 @@ class StageView(msgspec.Struct, kw_only=True):
 class DryRunView(msgspec.Struct, kw_only=True):
     name: str
     seconds: float
-    stages: list[StageView]
+    stages: list[DryStageView]
 
 
 class DryRuns:
@@ -111,7 +111,7 @@ class DryRuns:
         roles: Mapping[str, str],
         me: str,
         made: dict[tuple[str, str], tuple[str, bytes]],
-    ) -> StageView:
+    ) -> DryStageView:
         declared, began = self._stage(entry.run), trio.current_time()
         rows: dict[str, int] = {}
         inputs: dict[str, list[tuple[str, str, Any]]] = {}
@@ -131,7 +131,7 @@ class DryRuns:
         outputs = await rehearsal.run(inputs, self._start_worker)
         for alias, given in outputs.items():
             made |= {(alias, f"{entry.id}.{name}"): output for name, output in given.items()}
-        return StageView(
+        return DryStageView(
             id=entry.id,
             run=entry.run,
             participants=sorted(roles, key=lambda alias: alias != me),
@@ -172,9 +172,9 @@ class _Said:
         self.counts[tag] += 1
         self.sizes[tag] += size
 
-    def views(self, declared: Stage) -> list[MessageView]:
+    def views(self, declared: Stage) -> list[DryMessageView]:
         return [
-            MessageView(tag=tag, kind=message.kind, text=message.text, count=self.counts[tag], bytes=self.sizes[tag])
+            DryMessageView(tag=tag, kind=message.kind, text=message.text, count=self.counts[tag], bytes=self.sizes[tag])
             for tag, message in declared.messages.items()
             if self.counts[tag]
         ]
