@@ -9,6 +9,7 @@ Rules
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -33,22 +34,26 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, uri: str, known: Collection[str]) -> Address:
-        """Raises DataError, which repeats no option's value."""
+        """Raises DataError, which repeats no option's value, and nothing of what is no address."""
         base, _, rest = uri.partition("?")
+        try:
+            parts = urlsplit(base)
+            port = parts.port
+        except ValueError:
+            raise DataError(
+                "this is not the URI of a database", hint="SCHEME://USER@HOST:PORT/DATABASE?table=NAME"
+            ) from None
         given: dict[str, str] = {}
         for part in filter(None, rest.split("&")):
             name, _, value = part.partition("=")
             if name not in ("table", "query", *known) or name in given:
                 raise DataError(
-                    f"{base}: after the question mark it says {name!r}"[:200],
+                    f"the URI of the database says {name!r}, which is not known"
+                    if re.fullmatch("[a-z_]{1,32}", name) and name not in given
+                    else "the URI of the database says something twice, or what is no option",
                     hint=f"known, each once: table or query, {', '.join(known)}; & within a query is written %26",
                 )
             given[name] = unquote(value)
-        try:
-            parts = urlsplit(base)
-            port = parts.port
-        except ValueError:
-            raise DataError(f"{base} is not the URI of a database", hint="SCHEME://USER@HOST:PORT/DATABASE") from None
         table, query = given.pop("table", ""), given.pop("query", "").strip().rstrip(";").rstrip()
         if bool(table) == bool(query):
             raise DataError(

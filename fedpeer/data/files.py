@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from fedpeer.errors import DataError
 
 
 def locate(uri: str) -> Path:
     """The plain file that an absolute path or a file:/// URI names. Raises DataError."""
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost"):
-        raise DataError(f"{uri!r}: only files of this machine can be read", hint="an absolute path, or file:///…")
-    path = Path(unquote(parts.path) if parts.scheme else uri)
+    scheme, is_uri, rest = uri.partition("://")
+    if is_uri and scheme.lower() == "file":
+        host, _, rest = rest.partition("/")
+        if host not in ("", "localhost"):
+            raise DataError(f"{uri!r}: only files of this machine can be read", hint="an absolute path, or file:///…")
+        path = Path("/" + unquote(rest))
+    else:
+        path = Path(uri)
     if not path.is_absolute():
         raise DataError(f"{uri!r} is not an absolute path", hint="the daemon runs in a folder of its own")
     return path

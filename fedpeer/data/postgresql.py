@@ -53,10 +53,16 @@ REFUSALS = {
     "42": ("the query is not one that the server understands", "try it with psql: SELECT * FROM (…) AS t"),
     "57P": ("the server is stopping or starting", "try again later"),
     "08": ("the connection broke", "try again later"),
+    "TLS": (
+        "its certificate is none that this machine trusts, or it has no TLS",
+        "sslrootcert=FILE names the authority",
+    ),
 }
 WORDS = {
     "password authentication failed": "28P01",
     "no password supplied": "28P01",
+    "certificate": "TLS",
+    "does not support SSL": "TLS",
     "authentication failed": "28000",
     "no pg_hba.conf entry": "28000",
     'FATAL:  role "': "28000",
@@ -177,7 +183,7 @@ class Source:
         """What fails in the driver is told in our words."""
         try:
             yield
-        except (self._driver.Error, pa.ArrowException, OSError) as error:
+        except Exception as error:  # whatever it is, its words may quote what it was given
             raise _refusal(self.place, error, connecting=connecting) from None
 
 
@@ -240,4 +246,4 @@ def _refusal(place: str, error: BaseException, *, connecting: bool) -> DataError
         )
     found = max((begins for begins in REFUSALS if state.startswith(begins)), key=len, default="")
     what, hint = REFUSALS.get(found, ("the server broke it off", "its own log says why"))
-    return DataError(f"{place}: {what}" + (f" (SQLSTATE {state})" if state else ""), hint=hint)
+    return DataError(f"{place}: {what}" + (f" (SQLSTATE {state})" if len(state) == 5 else ""), hint=hint)

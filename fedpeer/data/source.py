@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +74,7 @@ def opened(uri: str, secret: Secret | None = None, *, id: str | None = None) -> 
 
 
 def _open(uri: str, secret: Secret | None, id: str | None) -> Source:  # noqa: A002
-    scheme = urlsplit(uri).scheme
+    scheme = uri.partition("://")[0].lower() if "://" in uri and not uri.startswith("/") else ""
     if scheme in ("", "file"):
         if secret is not None:
             raise DataError("a file needs no secret", hint="leave out --secret")
@@ -99,7 +98,10 @@ def _open(uri: str, secret: Secret | None, id: str | None) -> Source:  # noqa: A
 
 def check_no_password(uri: str) -> None:
     """Refuse a URI that holds a password, without repeating it. Raises DataError."""
-    user, at, _ = uri.partition("://")[2].partition("?")[0].partition("/")[0].rpartition("@")
+    scheme, _, rest = uri.partition("://")
+    if scheme.startswith("/") or rest.startswith("/"):  # a path, or a URI without user and host
+        return
+    user, at, _ = rest.partition("?")[0].rpartition("@")  # a password may hold a slash
     if at and ":" in user:
         raise DataError(
             "the URI holds a password, which would be kept and shown",

@@ -89,8 +89,9 @@ def test_a_table_is_read_by_its_types(database: str, tmp_path: Path) -> None:
         ("", "which table or which query", ""),
         ("?table=ward%26query=SELECT 1", "no such table", ""),
         ("?table=ward&query=SELECT 1", "which table or which query", ""),
-        ("?table=ward&password=hunter2", "it says 'password'", "known, each once"),
-        ("?table=ward&table=ward", "it says 'table'", ""),
+        ("?table=ward&password=hunter2", "says 'password', which is not known", "known, each once"),
+        ("?table=ward&hunter2@h/d", "what is no option", "known, each once"),
+        ("?table=ward&table=ward", "something twice", ""),
     ],
 )
 def test_what_cannot_be_read_is_named(database: str, rest: str, says: str, hint: str) -> None:
@@ -148,7 +149,7 @@ def test_equal_content_is_one_version_whatever_holds_it(database: str, tmp_path:
 async def test_a_password_in_a_uri_is_refused_and_not_repeated(tmp_path: Path, scheme: str, caplog) -> None:
     caplog.set_level(logging.DEBUG)
     catalog = Catalog(Store(tmp_path / "state", Catalog.SCHEMAS), trio.to_thread.run_sync)
-    for user in ("u:hunter2", ":hunter2", "u%40x:hunter2"):
+    for user in ("u:hunter2", ":hunter2", "u%40x:hunter2", "u:hun/hunter2", "u@x:hunter2"):
         with pytest.raises(DataError) as caught:
             await catalog.add("ward", f"{scheme}://{user}@host/d?table=t", None, None)
         assert "holds a password" in caught.value.message
@@ -189,6 +190,16 @@ async def test_a_file_needs_no_secret_and_an_unknown_one_is_refused(tmp_path: Pa
         await catalog.add("x", str(tmp_path / "x.csv"), None, None, secret="clinic")
     with pytest.raises(KeyFileError, match="secrets/ward does not exist"):
         await catalog.add("x", str(tmp_path / "x.csv"), None, None, secret="ward")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["postgresql://u:1?hunter2@h/d?table=t", "postgresql://u:hunter?hunter2@h/d",
+     "postgresql://[hunter2?table=t", "file://[hunter2", "data/hunter2@x.csv"],
+)  # fmt: skip
+def test_what_is_no_uri_is_refused_without_a_fault(uri: str) -> None:
+    error = refused(uri)
+    assert uri.startswith(("file", "data")) or "hunter2" not in error.message + error.hint
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import trio
 from mesh_cast import Organization, homes, introduce
 
 from fedpeer import codec
+from fedpeer.admin.commands import COMMANDS, Ref
 from fedpeer.crypto import Secret
 from fedpeer.data.offers import Offer, Offers
 from fedpeer.errors import HandshakeError, NotFound, SessionError
 from fedpeer.identity import Identity
 from fedpeer.mesh.messages import DATASETS
 from fedpeer.mesh.session import service as session
+from fedpeer.testing.federation import federation
 from fedpeer.testing.network import MemoryNetwork
 from fedpeer.wire.service import initiate
 
@@ -171,3 +173,21 @@ async def test_a_stranger_is_told_nothing(pair, autojump_clock) -> None:
             await alice.mesh.datasets_of("bob")
         assert told.asked == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_an_operator_reads_what_a_partner_offers_and_nothing_of_what_it_does_not(home, autojump_clock) -> None:
+    async with federation(home, ["alice", "bob"]) as peers:
+        for name, offered in (("loans", True), ("salaries", False)):
+            path = home / f"{name}.csv"
+            path.write_text("id,amount,bad\n" + "".join(f"{name}{n},{n}.5,true\n" for n in range(1234)))
+            await peers["bob"].daemon.catalog.add(name, str(path), "id", "bad", offered=offered)
+        view = await COMMANDS["peer.datasets"].handler(peers["alice"].daemon, Ref(ref="bob"))
+        (offer,) = view.datasets
+        assert (view.peer, offer.name, offer.rows, offer.id, offer.label) == ("bob", "loans", "about 1200", "id", "bad")
+        assert offer.columns == [["id", "text"], ["amount", "number"], ["bad", "boolean"]]
+        await peers["bob"].restart()
+        while not peers["alice"].daemon.connections.connected(peers["bob"].identity.id):
+            await trio.sleep(1)
+        assert await COMMANDS["peer.datasets"].handler(peers["alice"].daemon, Ref(ref="bob")) == view
+        await peers["bob"].daemon.catalog.remove("loans")
+        assert (await COMMANDS["peer.datasets"].handler(peers["alice"].daemon, Ref(ref="bob"))).datasets == []
