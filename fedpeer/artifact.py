@@ -15,8 +15,9 @@ Source: the Arrow columnar format 1.x (IPC file), safetensors 0.4+ (8-byte lengt
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,21 +90,69 @@ def digest(data: Buffer) -> bytes:
 
 
 def _dump_table(table: Table) -> bytes:
-    names = table.data.column_names
-    for name, column in zip(names, table.data.columns, strict=True):
-        if column.type not in COLUMN_TYPES:
-            raise DataError(f"the column {name!r} is of type {column.type}", hint="cast to float64, string or bool")
-    marks = {key: name.encode() for key, name in ((ID, table.id), (LABEL, table.label)) if name is not None}
-    schema = pa.schema(
-        [pa.field(name, column.type) for name, column in zip(names, table.data.columns, strict=True)], metadata=marks
-    )
-    _check_schema(schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as file:
-        for start in range(0, table.n_samples, BATCH_ROWS):
-            rows = table.data.slice(start, BATCH_ROWS)
-            file.write_batch(pa.record_batch([_plain(column) for column in rows.columns], schema=schema))
-    return bytes(sink.getvalue())
+    return b"".join(table_pieces(table.data.schema, table.data.to_batches(), table.id, table.label))
+
+
+def table_pieces(
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    id: str | None,  # noqa: A002 - the word of a Table
+    label: str | None,
+) -> Iterator[bytes]:
+    """`dump` of a table that need not fit in memory: the same bytes, piece by piece, from batches of any sizes.
+
+    Raises DataError for columns that a table cannot hold.
+    """
+    for field in schema:
+        if field.type not in COLUMN_TYPES:
+            raise DataError(
+                f"the column {field.name!r} is of type {field.type}", hint="cast to float64, string or bool"
+            )
+    marks = {key: name.encode() for key, name in ((ID, id), (LABEL, label)) if name is not None}
+    plain = pa.schema([pa.field(field.name, field.type) for field in schema], metadata=marks)
+    _check_schema(plain)
+    sink = _Pieces()
+    with pa.ipc.new_file(sink, plain) as file:
+        for rows in _in_batches_of(BATCH_ROWS, batches):
+            file.write_batch(pa.record_batch([_plain(column) for column in rows.columns], schema=plain))
+            yield sink.taken()
+    yield sink.taken()
+
+
+class _Pieces(io.RawIOBase):
+    """What was written since it was last taken."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._written += data
+        return len(data)
+
+    def taken(self) -> bytes:
+        taken, self._written = bytes(self._written), bytearray()
+        return taken
+
+
+def _in_batches_of(size: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The same rows in parts of `size`, but for the last."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        start = 0
+        while count + batch.num_rows - start >= size:
+            held.append(batch.slice(start, size - count))
+            start += size - count
+            yield pa.Table.from_batches(held)
+            held, count = [], 0
+        if start < batch.num_rows:
+            held.append(batch.slice(start))
+            count += batch.num_rows - start
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

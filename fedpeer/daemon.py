@@ -19,36 +19,43 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import structlog
 import trio
 
 from fedpeer import config as configuration
 from fedpeer import log as logging
 from fedpeer import stage, systemd
+from fedpeer.admin import caller
 from fedpeer.admin import service as admin
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.config import Config
+from fedpeer.data import secrets
 from fedpeer.data.catalog import Catalog
+from fedpeer.errors import PolicyError
 from fedpeer.events import Events
-from fedpeer.governance import answered, policy
+from fedpeer.governance import audit, policy
 from fedpeer.identity import Identity, load_key_file
 from fedpeer.jobs.contract import FindStage
-from fedpeer.jobs.execution import StartWorker
+from fedpeer.jobs.execution import StartWorker, Worker
+from fedpeer.jobs.job.service import time_of
 from fedpeer.jobs.lifecycle import TERMINAL
 from fedpeer.jobs.service import Jobs
 from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.service import Mesh
 from fedpeer.network import Network, TcpNetwork
-from fedpeer.store import RunInThread, Store
+from fedpeer.store import Record, RunInThread, Store, Transaction
+from fedpeer.worker import sandbox
 from fedpeer.worker.protocol import Start
 from fedpeer.worker.service import WorkerProcess
 
 T = TypeVar("T")
-PR_SET_DUMPABLE = 4
 M_MMAP_THRESHOLD = -3
 MMAP_THRESHOLD = 1 << 20
 """Blocks of so many bytes are given back to the system when they are freed."""
 STATUS_S = 5.0
+RESERVE_BYTES = 16 << 20
+"""Room on the disk for what runs when the disk is full."""
 _PLACE = re.compile(r'\s*File "[^"]+", line \d+, in [\w<>.]+')
 
 
@@ -70,6 +77,7 @@ class Daemon:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         find: FindStage = stage.find,
     ) -> None:
+        self._now = now
         self.config = config
         self.identity = identity
         self.name = config.name
@@ -78,7 +86,6 @@ class Daemon:
         self.events = Events()
         self.log = structlog.get_logger()
         schemas = [*Connections.SCHEMAS, *Mesh.SCHEMAS, *Aggregation.SCHEMAS, *Catalog.SCHEMAS, *Jobs.SCHEMAS]
-        schemas += [policy.SCHEMA, answered.SCHEMA]
         self.store = Store(config.state, schemas, run_store)
         self.store.sweep(schemas)
         self.connections = Connections(
@@ -92,23 +99,54 @@ class Daemon:
             log=self.log,
         )
         self.mesh = Mesh(identity, self.connections, self.store, events=self.events, log=self.log)
-        self.catalog = Catalog(self.store, run_in_thread)
+        self.catalog = Catalog(self.store, run_in_thread, config.home / secrets.FOLDER)
+        self.mesh.offers = self.catalog.offers
         self.aggregation = Aggregation(
             self.mesh, self.store, identity, run_in_thread=run_in_thread, events=self.events, log=self.log
         )
+        self._find, self._start_worker, self._own = find, start_worker, frozenset[str]()
+        self.store.write_now(self._read_policy)
         self.jobs = Jobs(
             self.connections,
             self.mesh,
             self.aggregation,
             self.catalog,
             self.store,
-            start_worker=start_worker,
+            start_worker=self._start_confined,
             run_in_thread=run_in_thread,
             events=self.events,
             log=self.log,
             now=now,
-            find=find,
+            find=self.find,
         )
+
+    def record(self, event: str) -> Record:
+        """What appends this event, and who asked for it, to the audit log in the transaction it is about."""
+        by, time = caller.current(), time_of(self._now())
+        who = {} if by is None else {"uid": by.uid, "user": by.user}
+        return lambda tx, facts: audit.append(tx, time, event, None, {**facts, **who})
+
+    def find(self, name: str) -> stage.Stage:
+        """The stage of this name: of fedpeer, or of a module of our own that the policy names. Raises ContractError."""
+        return stage.find(name, self._own) if stage.is_own(name, self._own) else self._find(name)
+
+    async def use_policy(self) -> None:
+        """Another policy was set: look in the modules that it names, and in no others."""
+        await self.store.read(self._read_policy)
+
+    def _read_policy(self, tx: Transaction) -> None:
+        try:
+            self._own = frozenset(policy.current(tx).modules)
+        except PolicyError:  # it cannot be read, and every job is refused for that
+            self._own = frozenset()
+
+    async def _start_confined(self, start: Start) -> Worker:
+        """A worker in the sandbox that the policy of this moment asks for. Raises SandboxError, PolicyError."""
+        rules = await self.store.read(policy.current)
+        confined = msgspec.structs.replace(
+            start, own=stage.is_own(start.stage, rules.modules), best_effort=rules.sandbox == "best-effort"
+        )
+        return await self._start_worker(confined)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live until cancelled. Started when this peer listens and the jobs of the last run go on."""
@@ -127,8 +165,8 @@ def run(home: Path) -> int:
     """`fedpeer run`: the daemon in the foreground until a signal ends it; the exit code. Raises what ended it else."""
     os.umask(0o077)
     sys.setswitchinterval(0.0002)  # beside a busy loop, mask generation in threads is 10 times slower at the default
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody reads our memory, no core of it
+    sandbox.keep_private()
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc; it would keep up to 32 MiB of each freed vector or file for later
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
     config = configuration.load(home)
@@ -151,6 +189,7 @@ async def _main(config: Config, identity: Identity) -> None:
         run_store=_threads(1),  # one writer
         start_worker=_start_worker,
     )
+    daemon.store.reserve(RESERVE_BYTES)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(daemon.run)
@@ -181,7 +220,7 @@ async def _start_worker(start: Start) -> WorkerProcess:
     worker = await WorkerProcess.start(
         start, log=lambda line: log.info("worker_said", stage=start.stage, **worker_remark(line))
     )
-    log.info("worker_started", stage=start.stage, pid=worker.pid)
+    log.info("worker_started", stage=start.stage, pid=worker.pid or "unit")
     return worker
 
 

@@ -35,7 +35,7 @@ class ConfigError(FedpeerError):
 
 
 class KeyFileError(ConfigError):
-    """The key file can be read or replaced by others, or is missing. Set owner and mode as the message says."""
+    """A file with a secret can be read or replaced by others, or is missing. Set owner and mode as the message says."""
 
     code = "key_file"
 
@@ -44,6 +44,12 @@ class StoreError(FedpeerError):
     """The peer's database could not be read or written. Nothing was acknowledged that is not on disk."""
 
     code = "store"
+
+
+class DiskFull(StoreError):
+    """The disk of this peer is full: what runs goes on while the reserve lasts, nothing new begins. Make room."""
+
+    code = "disk_full"
 
 
 # what others send
@@ -97,6 +103,17 @@ class Equivocation(TrustError):
     code = "equivocation"
 
 
+class AuditBroken(TrustError):
+    """The audit log is not what it was. Keep it and its store as they are, and ask the partners what they co-signed."""
+
+    code = "audit"
+
+    def __init__(self, message: str = "", *, hint: str = "", peer: str = "", number: int = 0) -> None:
+        super().__init__(message, hint=hint, peer=peer)
+        self.number = number
+        """the first entry that is wrong or missing, or may be"""
+
+
 # jobs
 
 
@@ -111,6 +128,18 @@ class GateClosed(PolicyError):
     """A stage tried to let something out that it had not declared. Nothing was sent; the job fails."""
 
     code = "gate"
+
+
+class BudgetSpent(PolicyError):
+    """The privacy budget of a dataset does not allow it. Nothing was sent; it grows again as a year passes."""
+
+    code = "budget"
+
+
+class SandboxError(PolicyError):
+    """A worker cannot be confined here as the policy requires. The message names the layer, the hint the remedy."""
+
+    code = "sandbox"
 
 
 class JobError(FedpeerError):

@@ -6,27 +6,23 @@ Rules
   versioned under it. Contracts, audit and policy name ids.
 * A card is the public identity as one line of text: id, name, keys, addresses to dial, signature. One changed
   character is found. People compare its fingerprint, twelve words of 96 bits, by voice.
-* The key file is made with O_EXCL, mode 0600, in a folder 0700; a file that others could read or replace is refused,
-  also one whose folder others could exchange. What is checked is the file that was opened, not what its path names.
-  A systemd credential ($CREDENTIALS_DIRECTORY) is exempt: systemd guards it.
+* The key file is made with O_EXCL, mode 0600, in a folder 0700, and read as private.py does.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import errno
 import ipaddress
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from fedpeer import codec
+from fedpeer import codec, private
 from fedpeer.crypto import KEY_BYTES, DhKey, Secret, SigningKey, hash_, verify
 from fedpeer.errors import CardError, ConfigError, KeyFileError, RemoteProtocolError, TrustError
 from fedpeer.words import WORDS
@@ -153,7 +149,7 @@ def create_key_file(path: Path) -> Identity:
     seed = Secret.random()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_folder(path.parent)
+        private.check_folder(path.parent)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise KeyFileError(
@@ -170,59 +166,10 @@ def create_key_file(path: Path) -> Identity:
 
 def load_key_file(path: Path) -> Identity:
     """The identity of a key file that only its owner can read or replace. Raises KeyFileError with the remedy."""
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    guarded = credentials is not None and path.parent == Path(credentials)
-    try:
-        # NONBLOCK: a pipe must not keep us waiting
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if guarded else os.O_NOFOLLOW | os.O_NONBLOCK))
-        with os.fdopen(descriptor, "rb") as file:
-            if not guarded:
-                _check_file(path, os.fstat(descriptor))
-                _check_folder(path.parent)
-            text = file.read(256).decode("ascii", "replace").strip()
-    except FileNotFoundError:
-        raise KeyFileError(f"{path} does not exist", hint="fedpeer init --name NAME makes it") from None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _no_plain_file(path) from None
-        raise KeyFileError(f"{path}: {error.strerror}", hint="run it as the user whose peer this is") from None
+    text = private.read(path, 256, missing="fedpeer init --name NAME makes it").decode("ascii", "replace").strip()
     seed = text.removeprefix(KEY_PREFIX.strip()).strip()
     if not text.startswith(KEY_PREFIX) or not re.fullmatch("[0-9a-f]{64}", seed):
         raise KeyFileError(
             f"{path} is not a fedpeer key file", hint="restore it from your copy; a new one is a new peer"
         )
     return Identity(Secret(bytes.fromhex(seed)))
-
-
-def _no_plain_file(path: Path) -> KeyFileError:
-    return KeyFileError(f"{path} is a link or no plain file", hint="put the file itself there")
-
-
-def _check_file(path: Path, file: os.stat_result) -> None:
-    me = os.geteuid()
-    if not stat.S_ISREG(file.st_mode):
-        raise _no_plain_file(path)
-    if file.st_uid != me:
-        raise KeyFileError(f"{path} belongs to uid {file.st_uid}, not to {me}", hint=f"chown {me} {path}")
-    if stat.S_IMODE(file.st_mode) & 0o177:
-        raise KeyFileError(
-            f"{path} has mode {stat.S_IMODE(file.st_mode):04o}: others may use the key",
-            hint=f"chmod 600 {path}",
-        )
-
-
-def _check_folder(path: Path) -> None:
-    """The key's folder is its owner's alone, and nobody else can put another in its place."""
-    me, above = os.geteuid(), path.resolve().parent
-    folder, mode_above = path.stat(), above.stat().st_mode
-    if folder.st_uid not in (me, 0):
-        raise KeyFileError(f"{path} belongs to uid {folder.st_uid}, not to {me}", hint=f"chown {me} {path}")
-    if stat.S_IMODE(folder.st_mode) & 0o077:
-        raise KeyFileError(
-            f"{path} can be read or entered by others, who could read or replace the key", hint=f"chmod 700 {path}"
-        )
-    if mode_above & 0o022 and not mode_above & stat.S_ISVTX:
-        raise KeyFileError(
-            f"{above} can be written by others, who could put another folder in the place of {path}",
-            hint=f"chmod go-w {above}",
-        )

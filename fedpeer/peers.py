@@ -122,6 +122,7 @@ class Peers:
         roles: Mapping[str, str],
         chance: bytes,
         resume: Resume | None = None,
+        honest: int = 1,
     ) -> None:
         self._driver = driver
         self._roles = dict(roles)
@@ -131,6 +132,8 @@ class Peers:
         """My alias in the contract."""
         self.role = roles[me]
         """My role in this stage."""
+        self.honest = honest
+        """So many contributors of every sum, at least, do not pool what they see; see secure/dp.py."""
         self.random = Chance(chance)
         """The only source of chance in a stage, another at each peer. What all must draw alike comes from a total."""
 

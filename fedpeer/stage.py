@@ -37,10 +37,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -53,6 +56,8 @@ from fedpeer.crypto import hash_
 from fedpeer.errors import ContractError, DataError, StageError
 
 MAX_PEERS = 200
+EXTRAS = {"dp": ("dp_accounting", "opendp")}
+"""What `pip install fedpeer[NAME]` brings beyond fedpeer itself: the modules that stages of this extra import."""
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -278,6 +283,8 @@ class Stage:
     """(params, n_features) → how many numbers its model fits to the rows; not part of the declaration."""
     cost: Callable[[Any], tuple[float, float] | None] | None = None
     """params → (epsilon, delta) of one run, None without noise; not part of the declaration."""
+    extra: str = ""
+    """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
 
     @property
     def name(self) -> str:
@@ -315,6 +322,10 @@ class Stage:
         declared = self.messages.get(tag)
         return (declared if isinstance(declared, Sum) else Sum("")).codecs
 
+    def missing(self) -> list[str]:
+        """The modules of its extra that are not installed here."""
+        return [module for module in EXTRAS.get(self.extra, ()) if importlib.util.find_spec(module) is None]
+
     def check_outputs(self, result: Any) -> dict[str, Output | None]:
         """What the function returned, if it is a dict of exactly the declared outputs; else StageError."""
         if not isinstance(result, dict) or result.keys() != self.outputs.keys():
@@ -341,6 +352,7 @@ def stage(
     params: type[Params] = Params,
     parameters: Callable[[Any, int], int] | None = None,
     cost: Callable[[Any], tuple[float, float] | None] | None = None,
+    extra: str = "",
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
 
@@ -358,17 +370,26 @@ def stage(
         for port, cls in [*inputs.items(), *outputs.items()]:
             if cls not in KINDS.values():
                 raise TypeError(f"{where}: {port!r} is not a Table, Rows, Model or Report")
+        if extra and extra not in EXTRAS:
+            raise TypeError(f"{where}: there is no extra {extra!r}")
         return Stage(
-            function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages), parameters, cost
+            function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages), parameters, cost, extra
         )
 
     return declare
 
 
-def find(name: str) -> Stage:
-    """The stage of a name such as "horizontal.logistic:fit". Raises ContractError, naming near misses."""
+def find(name: str, own: Collection[str] = ()) -> Stage:
+    """The stage of a name such as "horizontal.logistic:fit". Raises ContractError, naming near misses.
+
+    `own`: names of stages ("bank.scoring:fit"), or of modules, that this organization has installed beside fedpeer, as
+    its policy lists them; nothing else outside fedpeer.algorithms is looked at. They are imported where they are
+    looked for: in the daemon, too, which needs the declaration.
+    """
     module, _, function = name.partition(":")
     parts = module.split(".")
+    if is_own(name, own):
+        return _own(module, function)
     if len(parts) != 2 or not function or not all(part.isidentifier() for part in (*parts, function)):
         raise ContractError(f"{name!r} is not the name of a stage", hint='written as "horizontal.logistic:fit"')
     try:
@@ -377,9 +398,50 @@ def find(name: str) -> Stage:
         if error.name and error.name.startswith("fedpeer.algorithms"):
             known = _algorithms()
             near = difflib.get_close_matches(module, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"there is: {', '.join(known)}; one of your own must be in the policy, modules = [{name!r}]"
+            )
             raise ContractError(f"there is no algorithm {module!r}", hint=hint) from None
         raise
+    return _declared(loaded, module, function)
+
+
+def is_own(name: str, own: Collection[str]) -> bool:
+    """Whether `own` names this stage, or its whole module."""
+    return name in own or name.partition(":")[0] in own
+
+
+def check_own(name: str) -> None:
+    """Whether a name may be that of a stage or a module of one's own. Raises ContractError; nothing is imported."""
+    module, colon, function = name.partition(":")
+    parts = module.split(".")
+    if (colon and not function.isidentifier()) or not all(part.isidentifier() for part in parts):
+        raise ContractError(f"{name!r} is not the name of a stage", hint='written as "bank.scoring:fit"')
+    ours = {"fedpeer", *(known.partition(".")[0] for known in _algorithms())}
+    if parts[0] in ours or parts[0] in sys.stdlib_module_names:
+        raise ContractError(
+            f"{name!r} cannot be of your own: {parts[0]!r} is a name of fedpeer's or of Python's",
+            hint="put the module into a package with a name of your own, for example of your organization",
+        )
+
+
+def _own(module: str, function: str) -> Stage:
+    check_own(f"{module}:{function}")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise ContractError(
+                f"there is no module {module!r} here, which the policy names",
+                hint=f"install its package into the environment of the daemon: {sys.prefix}",
+            ) from None
+        raise
+    return _declared(loaded, module, function)
+
+
+def _declared(loaded: ModuleType, module: str, function: str) -> Stage:
     found = vars(loaded).get(function)
     if not isinstance(found, Stage) or found.function.__module__ != loaded.__name__:
         others = ", ".join(sorted(key for key, value in vars(loaded).items() if isinstance(value, Stage)))

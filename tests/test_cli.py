@@ -32,10 +32,28 @@ import trio
 
 from fedpeer import cli
 from fedpeer.admin import screen, service
-from fedpeer.admin.commands import COMMANDS, CardView, PolicyView, StatusView
+from fedpeer.admin.commands import (
+    COMMANDS,
+    AccountView,
+    BudgetView,
+    CardView,
+    ChargeView,
+    EntryView,
+    PolicyView,
+    StatusView,
+)
+from fedpeer.crypto import Secret
 from fedpeer.data.catalog import DatasetView
+from fedpeer.data.offers import OffersView, OfferView
 from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
+from fedpeer.governance import export
+from fedpeer.governance import tree as audit_tree
+from fedpeer.governance.export import Line
+from fedpeer.identity import Identity
+from fedpeer.jobs.dryrun.service import DryRunView
+from fedpeer.jobs.dryrun.service import MessageView as DryMessageView
+from fedpeer.jobs.dryrun.service import StageView as DryStageView
 from fedpeer.jobs.views import (
     ApprovalsView,
     AskedView,
@@ -100,6 +118,13 @@ def peer_view(ref: str = "bank") -> PeerView:
 DATASET = DatasetView(
     name="rows", uri="/d.csv", id="id", label="y", rows=3, columns=[["age", "number"], ["y", "boolean"]]
 )
+OFFERS = OffersView(
+    peer="bank\x1b[2J",
+    datasets=[
+        OfferView(name="loans", rows="about 1200", id="id", label=None, columns=[["age", "number"]], more_columns=2)
+    ],
+    more=1,
+)
 MODEL = ModelView(
     digest="cd" * 32,
     job=JOB,
@@ -109,6 +134,30 @@ MODEL = ModelView(
     created="t",
     facts={"n": 3},
 )
+PASSPORT = {
+    "fedpeer_passport": 1,
+    "passport": {
+        "contract": JOB, "job": "bre\x1b[31mast", "contributors": ["clinic", "bank"], "rounds": 7, "epsilon": None,
+        "sums": [{"survivors": ["clinic", "bank"], "first_turn": 1, "last_turn": 7, "sums": 14}],
+        "metrics": {"auc": 0.91}, "model": "cd" * 32,
+    },
+    "cards": [], "signatures": ["AA==", "AA=="],
+}  # fmt: skip
+ENTRY = EntryView(number=4, time="t", event="peer_added\x1b[31m", job=JOB, facts={"name": "ba\x1b[31mnk"})
+DRY_RUN = DryRunView(
+    name="quality",
+    seconds=2.25,
+    stages=[
+        DryStageView(
+            id="fit", run="horizontal.logistic:fit", participants=["bank", "shop", "telco"], rows={"table": 440},
+            seconds=2.0, outputs={"model": "model"},
+            messages=[DryMessageView(tag="step", kind="sum", text="a \x1b[31msum", count=4, bytes=120)],
+        ),
+        DryStageView(
+            id="take", run="local.select:run", participants=["bank"], rows={}, seconds=0.2, messages=[], outputs={}
+        ),
+    ],
+)  # fmt: skip
 POLICY = PolicyView(number=3, text="# ours\nmin_rows = 50 # \x1b[2J\n", uid=0, time="t")
 DECISION = DecisionView(
     verdict="ask",
@@ -144,10 +193,18 @@ APPROVALS = ApprovalsView(
     ],
     standing=[STANDING],
 )
+ACCOUNT = AccountView(
+    dataset="rows", partner="fp1b", name="bank\x1b[2J", epsilon=0.8, left=2.2, delta=1e-8, stages=1, last="t"
+)
+BUDGET = BudgetView(
+    dataset="rows", per_year=3.0, per_job=None, accounts=[ACCOUNT],
+    charges=[ChargeView(time="t", job=JOB, stage="describe", run="horizontal.statistics:private", partner="fp1b",
+                        name="bank\x1b[2J", epsilon=0.8, delta=1e-8)],
+)  # fmt: skip
 CARD_VIEW = CardView(id="fp1a", name="clinic", fingerprint="acid acorn", card=CARD)
 STATUS = StatusView(
     name="clinic", id="fp1a", fingerprint="acid", version="0", home="/h", started="t", listening=[], addresses=[],
-    peers=2, connected=1, jobs=0, datasets=0, bytes_sent=1500, bytes_received=2,
+    peers=2, connected=1, jobs=0, datasets=0, sandbox="landlock 7, seccomp, limits", bytes_sent=1500, bytes_received=2,
 )  # fmt: skip
 
 
@@ -161,6 +218,7 @@ class Peer:
         self.answers: dict[str, Any] = {
             "status": STATUS, "card": CARD_VIEW, "peer.add": peer_view(), "peer.list": [peer_view()],
             "peer.show": peer_view(), "peer.remove": peer_view(),
+            "peer.datasets": OFFERS,
             "peer.ping": {"id": "fp1b", "name": "bank", "seconds": 0.0123},
             "dataset.add": DATASET, "dataset.list": [DATASET], "dataset.show": DATASET, "dataset.remove": None,
             "job.submit": job_view("proposed"), "job.list": [job_view()], "job.show": job_view(),
@@ -171,8 +229,12 @@ class Peer:
             "job.cancel": job_view("cancelled"),
             "job.review": REVIEW, "job.approve": job_view("proposed"), "job.deny": job_view("proposed"),
             "approvals.list": APPROVALS, "approvals.revoke": STANDING,
+            "job.dry-run": DRY_RUN,
             "policy.show": POLICY, "policy.set": POLICY, "policy.test": DECISION,
+            "budget.list": [ACCOUNT], "budget.show": BUDGET,
             "model.list": [MODEL], "model.show": MODEL, "model.predict": b"id,score\n1,0.5\n2,0.25\n",
+            "audit.list": [ENTRY], "audit.show": ENTRY, "audit.accept": {"id": "fp1b", "name": "bank", "known": 7},
+            "audit.export": b"", "model.passport": PASSPORT,
         }  # fmt: skip
         self._ready = threading.Event()
         self._heard = threading.Condition()
@@ -275,6 +337,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "peer.list": ("peer", "ls"),
     "peer.show": ("peer", "show", "bank"),
     "peer.ping": ("peer", "ping", "bank"),
+    "peer.datasets": ("peer", "datasets", "bank"),
     "peer.remove": ("peer", "remove", "bank", "--yes"),
     "dataset.add": ("dataset", "add", "rows", "/d.csv", "--id", "id", "--label", "y"),
     "dataset.list": ("dataset", "list"),
@@ -291,12 +354,20 @@ VERBS: dict[str, tuple[str, ...]] = {
     "job.deny": ("job", "deny", "ab12"),
     "approvals.list": ("approvals",),
     "approvals.revoke": ("approvals", "revoke", "7"),
+    "job.dry-run": ("job", "dry-run", "-"),
     "policy.show": ("policy", "show"),
     "policy.set": ("policy", "set", "-"),
     "policy.test": ("policy", "test", "--job", "-"),
+    "budget.list": ("budget", "list"),
+    "budget.show": ("budget", "show", "rows"),
     "model.list": ("model", "list"),
     "model.show": ("model", "show", "cd"),
     "model.predict": ("model", "predict", "cd", "rows"),
+    "model.passport": ("model", "passport", "cd"),
+    "audit.list": ("audit", "list", "--job", "ab12"),
+    "audit.show": ("audit", "show", "4"),
+    "audit.export": ("audit", "export", os.devnull),
+    "audit.accept": ("audit", "accept", "bank", "--yes"),
 }
 
 
@@ -308,6 +379,18 @@ class Stdin:
 
     def isatty(self) -> bool:
         return False
+
+
+def test_a_dry_run_shows_what_would_leave(peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
+    code, out, _ = run("job", "dry-run", "-")
+    assert code == 0
+    words = " ".join(out.split())
+    for told in ("fit (horizontal.logistic:fit)", "3 on this machine", "table: 440 synthetic rows", "model (model)"):
+        assert told in words
+    assert "step sum 4 120 B a" in words
+    assert "nothing leaves" in words
+    assert out.splitlines()[-1] == "quality ran through in 2.2 s; nothing was sent or kept"
 
 
 def test_all_verbs_are_tried_here() -> None:
@@ -333,9 +416,38 @@ def test_a_verb_asks_the_daemon_and_shows_the_answer(
         monkeypatch.setattr(sys, "stdin", Stdin(b"version = 1"))
 
 
+def test_a_budget_is_shown_with_its_limits_and_its_charges(peer: Peer, run: Run) -> None:
+    shown = run("budget", "show", "rows")[1]
+    for text in ("a partner and year  ε = 3", "a job               no limit", "horizontal.statistics:private", "2.2"):
+        assert text in shown
+    peer.answers["budget.list"] = []
+    assert run("budget", "list")[1] == "nothing was charged in the last year\n"
+
+
 def test_the_log_names_who_is_in_a_sum(peer: Peer, run: Run) -> None:
     assert run("job", "logs", "ab12")[1] == "t  sums over  stage=fit  turn=1  survivors=clinic, fp1gone\n"
     assert json.loads(run("job", "logs", "ab12", "--json")[1])["data"][0]["facts"]["survivors"] == ["fp1a", "fp1gone"]
+
+
+def test_a_log_is_exported_page_by_page_and_that_of_the_own_daemon_verified(
+    peer: Peer, run: Run, tmp_path: Path
+) -> None:
+    alice = Identity(Secret(bytes(32)))
+    grown, entries = audit_tree.Growing(), []
+    for number in range(1, 6):
+        body = b"body %d" % number
+        entries.append(Line(number=number, entry=body, nodes=b"".join(grown.add(audit_tree.leaf(number, body)))))
+    top = [Line(fedpeer_audit=1, owner=alice.id), Line(card=alice.card("alice").text)]
+    pages = [export.lines(top), export.lines(entries[:3]), export.lines(entries[3:]), b""]
+    peer.answers["audit.export"] = iter([*pages, *pages]).__next__
+    file = tmp_path / "log"
+    code, out, _ = run("audit", "export", str(file))
+    assert (code, "wrote 5 entries" in out) == (0, True)
+    assert [ask["since"] for name, ask in peer.asked if name == "audit.export"] == [0, 1, 4, 6]
+    assert file.read_bytes() == b"".join(pages)
+    assert file.stat().st_mode & 0o777 == 0o600
+    code, out, _ = run("audit", "verify")
+    assert (code, "all 5 entries" in out, "nobody else signed it" in out) == (0, True, True)
 
 
 def test_people_see_units_and_machines_raw_numbers(peer: Peer, run: Run) -> None:
@@ -356,11 +468,26 @@ def test_people_see_units_and_machines_raw_numbers(peer: Peer, run: Run) -> None
         assert text in shown
 
 
+def test_what_a_partner_offers_is_shown_with_what_had_no_room(peer: Peer, run: Run) -> None:
+    out = run("peer", "datasets", "bank")[1]
+    assert "about 1200" in out
+    assert "age (number), and 2 more" in out
+    assert "and 1 datasets more" in out
+
+
+def test_a_dataset_is_offered_and_its_secret_named_when_the_owner_says_so(peer: Peer, run: Run) -> None:
+    assert run("dataset", "add", "rows", "postgresql://u@h/d?table=t", "--secret", "clinic", "--offer")[0] == 0
+    assert peer.asked[-1][1]["uri"] == "postgresql://u@h/d?table=t"
+    assert (peer.asked[-1][1]["secret"], peer.asked[-1][1]["offered"]) == ("clinic", True)
+    assert "to nobody" in run("dataset", "show", "rows")[1]
+
+
 def test_a_relative_path_of_a_dataset_is_made_absolute(peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     for uri, sent in (("d.csv", "/d.csv"), ("/x/d.csv", "/x/d.csv"), ("file:///d.csv", "file:///d.csv")):
         assert run("dataset", "add", "rows", uri)[0] == 0
-        assert peer.asked[-1][1] == {"name": "rows", "uri": sent, "id": None, "label": None, "text": []}
+        bare = {"id": None, "label": None, "text": [], "secret": None, "offered": False}
+        assert peer.asked[-1][1] == {"name": "rows", "uri": sent, **bare}
 
 
 def test_columns_that_look_like_numbers_can_be_declared_text(peer: Peer, run: Run) -> None:

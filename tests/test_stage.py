@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedpeer import codec, stage
 from fedpeer.errors import ContractError
-from fedpeer.stage import Params, Stage, Sum, at_least
+from fedpeer.stage import Params, Stage, Sum, at_least, check_own, find
 
 
 @pytest.mark.parametrize(
@@ -68,3 +71,64 @@ def test_how_values_are_written_is_part_of_what_all_must_agree_on() -> None:
     ]
     assert len({declared(message) for message in sums}) == len(sums)
     assert len({codec.encode([codecs[dtype] for dtype in sorted(codecs)]) for codecs in (s.codecs for s in sums)}) == 6
+
+
+# stages of one's own
+
+
+OWN = """
+from fedpeer.stage import Params, Report, at_least, stage
+
+@stage(version=1, params=Params, roles={"member": at_least(1)}, inputs={}, outputs={"report": Report}, messages={})
+async def fit(peers, params):
+    return {"report": Report({})}
+
+not_a_stage = 1
+"""
+
+
+@pytest.fixture
+def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An organization's package of stages, installed."""
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / "__init__.py").touch()
+    (tmp_path / "bank" / "scoring.py").write_text(OWN)
+    (tmp_path / "bank" / "broken.py").write_text("import absent_elsewhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bank"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("bank")
+def test_a_stage_of_ones_own_is_found_where_it_is_named_and_nowhere_else() -> None:
+    for own in (["bank.scoring:fit"], ["bank.scoring"]):
+        assert find("bank.scoring:fit", own).name == "bank.scoring:fit"
+    del sys.modules["bank.scoring"]
+    for own in ([], ["bank"], ["bank.scoring:other"], ["bank.scoring:fit2"], ["bank.*"], ["*"]):
+        with pytest.raises(ContractError, match=r"there is no algorithm 'bank.scoring'") as told:
+            find("bank.scoring:fit", own)
+        assert "modules" in told.value.hint
+    assert "bank.scoring" not in sys.modules, "a module that the policy does not name was imported"
+    with pytest.raises(ContractError, match="has no stage 'not_a_stage'"):
+        find("bank.scoring:not_a_stage", ["bank.scoring"])
+    with pytest.raises(ContractError, match=r"there is no module 'bank.absent' here, which the policy names"):
+        find("bank.absent:fit", ["bank.absent"])
+    with pytest.raises(ModuleNotFoundError, match="absent_elsewhere"):
+        find("bank.broken:fit", ["bank.broken"])
+
+
+@pytest.mark.parametrize(
+    "name", ["horizontal.logistic:fit", "vertical.mine:fit", "local", "fedpeer.stage:find", "os:system", "json.tool"]
+)
+def test_a_stage_of_ones_own_takes_no_name_of_fedpeers_or_pythons(name: str) -> None:
+    with pytest.raises(ContractError, match=r"is a name of fedpeer's or of Python's"):
+        check_own(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ":", "bank.scoring:", "bank.scoring:fit:it", "bank..scoring:fit", "a b:c", "../x:y"]
+)
+def test_what_is_no_name_is_none_of_ones_own(name: str) -> None:
+    with pytest.raises(ContractError, match="is not the name of a stage"):
+        check_own(name)

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,50 @@ async def test_pieces_are_written_one_after_the_other(tmp_path: Path) -> None:
     named = await store.put_file([b"a", b"b"], bytes(32))
     assert named == bytes(32)
     assert store.path_of(named).read_bytes() == b"ab"
+
+
+def test_a_stream_is_written_as_it_is_made_and_named_like_the_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+    seen: list[int] = []
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(5):
+            seen.append(sum(path.stat().st_size for path in store.files.iterdir()))
+            yield bytes([number]) * 100_000
+
+    whole = b"".join(bytes([number]) * 100_000 for number in range(5))
+    digest = store.put_stream(pieces())
+    assert seen == [0, 100_000, 200_000, 300_000, 400_000], "each piece is on its way before the next is made"
+    assert digest == hash_("fp.file", whole) == store.put_stream(iter([whole])) == store.put_file_now(whole)
+    assert [path.name for path in store.files.iterdir()] == [digest.hex()]
+    assert store.path_of(digest).stat().st_mode & 0o777 == 0o400
+    assert store.put_stream([]) == hash_("fp.file", b"")
+
+
+def test_of_a_stream_that_fails_nothing_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+
+    def pieces() -> Iterator[bytes]:
+        yield b"half"
+        raise KeyError("the source is gone")
+
+    with pytest.raises(KeyError):
+        store.put_stream(pieces())
+    assert list(store.files.iterdir()) == []
+
+
+async def test_two_streams_at_once_are_two_files(tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+    inner: list[bytes] = []
+
+    def pieces() -> Iterator[bytes]:
+        yield b"outer "
+        inner.append(store.put_stream([b"inner"]))
+        yield b"end"
+
+    outer = store.put_stream(pieces())
+    assert store.path_of(outer).read_bytes() == b"outer end"
+    assert store.path_of(inner[0]).read_bytes() == b"inner"
 
 
 def test_what_a_kill_left_of_a_file_is_in_nobodys_way(request: pytest.FixtureRequest) -> None:

@@ -16,6 +16,7 @@ This page is imported by the client and the command line too, so at run time it 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,13 +28,17 @@ import msgspec
 
 from fedpeer.admin import caller
 from fedpeer.config import nearest
-from fedpeer.errors import StoreError, UsageError
+from fedpeer.errors import NotFound, StoreError, UsageError
 
 if TYPE_CHECKING:
     from fedpeer.config import Config
     from fedpeer.data.catalog import Catalog, DatasetView
+    from fedpeer.data.offers import OffersView
     from fedpeer.events import Events
+    from fedpeer.governance.audit import Entry
+    from fedpeer.governance.passport import File
     from fedpeer.identity import Card, Identity
+    from fedpeer.jobs.dryrun.service import DryRunView
     from fedpeer.jobs.service import Jobs
     from fedpeer.jobs.views import (
         ApprovalsView,
@@ -46,10 +51,12 @@ if TYPE_CHECKING:
     )
     from fedpeer.mesh.connections.service import Connections
     from fedpeer.mesh.roster import PeerView
-    from fedpeer.store import Store
+    from fedpeer.mesh.service import Mesh
+    from fedpeer.store import Record, Store, Transaction
 
 JSON = "application/json"
 CSV = "text/csv; charset=utf-8"
+LINES = "application/x-ndjson"
 EVENTS_PATH = "/v1/events"
 METRICS_PATH = "/metrics"
 UNFINISHED = ("proposed", "agreed", "running")
@@ -66,8 +73,15 @@ class Daemon(Protocol):
     events: Events
     store: Store
     connections: Connections
+    mesh: Mesh
     catalog: Catalog
     jobs: Jobs
+
+    def record(self, event: str) -> Record:
+        """What appends this event, and who asked for it, to the audit log in the transaction it is about."""
+        ...
+
+    async def use_policy(self) -> None: ...
 
 
 # arguments
@@ -95,6 +109,10 @@ class NewDataset(Arguments, frozen=True):
     label: str | None = None
     text: Annotated[list[str], msgspec.Meta(max_length=4096)] = []
     """columns to be read as text whatever their cells look like"""
+    secret: Word | None = None
+    """the name of the database's password"""
+    offered: bool = False
+    """whether partners who ask are told of it"""
 
 
 class NewJob(Arguments, frozen=True):
@@ -121,13 +139,33 @@ class Denial(Arguments, frozen=True):
     """for the own log"""
 
 
-class Number(Arguments, frozen=True):
+class Numbered(Arguments, frozen=True):
     number: int
 
 
 class Prediction(Arguments, frozen=True):
     ref: Word
     dataset: Word
+
+
+Number = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class SomeEntries(Arguments, frozen=True):
+    job: str = ""
+    """of one job: its id, a prefix of it, or its name"""
+    since: Number = 0
+    """0: the last ones"""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+
+class OneEntry(Arguments, frozen=True):
+    number: Number
+
+
+class Since(Arguments, frozen=True):
+    since: Number = 0
+    """0: what stands before the entries"""
 
 
 # answers that no part has already
@@ -151,6 +189,43 @@ class PolicyView(msgspec.Struct, kw_only=True):
     time: str
 
 
+class AccountView(msgspec.Struct, kw_only=True):
+    """What a partner was told of a dataset in the last year."""
+
+    dataset: str
+    partner: str
+    """peer id"""
+    name: str
+    epsilon: float
+    left: float | None
+    """of epsilon; None: no limit"""
+    delta: float
+    stages: int
+    last: str
+
+
+class ChargeView(msgspec.Struct, kw_only=True):
+    time: str
+    job: str
+    """the contract's id"""
+    stage: str
+    run: str
+    partner: str
+    name: str
+    epsilon: float
+    delta: float
+
+
+class BudgetView(msgspec.Struct, kw_only=True):
+    """`per_year`, `per_job`: of epsilon, None without a limit; `charges`: all that were ever made, oldest first."""
+
+    dataset: str
+    per_year: float | None
+    per_job: float | None
+    accounts: list[AccountView]
+    charges: list[ChargeView]
+
+
 class StatusView(msgspec.Struct, kw_only=True):
     name: str
     id: str
@@ -165,9 +240,20 @@ class StatusView(msgspec.Struct, kw_only=True):
     jobs: int
     """jobs that have not ended"""
     datasets: int
+    sandbox: str
+    """what holds a worker on this machine, and what is missing"""
     bytes_sent: int
     bytes_received: int
     """on sockets to peers, since the start"""
+
+
+class EntryView(msgspec.Struct, kw_only=True):
+    number: int
+    time: str
+    event: str
+    job: str
+    """the contract's id, "" if it concerns none"""
+    facts: dict[str, Any]
 
 
 # what is done
@@ -175,6 +261,8 @@ class StatusView(msgspec.Struct, kw_only=True):
 
 async def status(daemon: Daemon, _: Arguments) -> StatusView:
     """Who this peer is, whom it is connected with, and what it is doing."""
+    from fedpeer.worker import sandbox
+
     sent, received = daemon.connections.traffic()
     peers = daemon.connections.peers()
     return StatusView(
@@ -190,6 +278,7 @@ async def status(daemon: Daemon, _: Arguments) -> StatusView:
         connected=sum(peer.connected for peer in peers),
         jobs=sum(job.state in UNFINISHED for job in await daemon.jobs.list()),
         datasets=len(await daemon.catalog.list()),
+        sandbox=sandbox.probe().text,
         bytes_sent=sent,
         bytes_received=received,
     )
@@ -206,7 +295,7 @@ async def card_show(daemon: Daemon, _: Arguments) -> CardView:
 
 async def peer_add(daemon: Daemon, ask: NewPeer) -> PeerView:
     """Add another organization's card: text, a file, or - for standard input."""
-    return await daemon.connections.add_peer(ask.card)
+    return await daemon.connections.add_peer(ask.card, record=daemon.record("peer_added"))
 
 
 async def peer_list(daemon: Daemon, _: Arguments) -> list[PeerView]:
@@ -225,14 +314,30 @@ async def peer_ping(daemon: Daemon, ask: Ref) -> dict[str, Any]:
     return {"id": peer.id, "name": peer.name, "seconds": await daemon.connections.ping(peer.id)}
 
 
+async def peer_datasets(daemon: Daemon, ask: Ref) -> OffersView:
+    """Ask a connected peer what it offers: names, columns, about how many rows. Never values."""
+    from fedpeer.data import offers
+
+    return offers.view(daemon.connections.peer(ask.ref).name, await daemon.mesh.datasets_of(ask.ref))
+
+
 async def peer_remove(daemon: Daemon, ask: Ref) -> PeerView:
     """Take a peer off the roster and end the session with it."""
-    return await daemon.connections.remove_peer(ask.ref)
+    return await daemon.connections.remove_peer(ask.ref, record=daemon.record("peer_removed"))
 
 
 async def dataset_add(daemon: Daemon, ask: NewDataset) -> DatasetView:
-    """Register a table of this peer (CSV or Parquet) under a name. It is read once, and nothing of it leaves."""
-    return await daemon.catalog.add(ask.name, ask.uri, ask.id, ask.label, text=ask.text)
+    """Register a table of this peer (CSV, Parquet, a database) under a name. It is read once, and nothing leaves."""
+    return await daemon.catalog.add(
+        ask.name,
+        ask.uri,
+        ask.id,
+        ask.label,
+        text=ask.text,
+        secret=ask.secret,
+        offered=ask.offered,
+        record=daemon.record("dataset_added"),
+    )
 
 
 async def dataset_list(daemon: Daemon, _: Arguments) -> list[DatasetView]:
@@ -247,12 +352,17 @@ async def dataset_show(daemon: Daemon, ask: Ref) -> DatasetView:
 
 async def dataset_remove(daemon: Daemon, ask: Ref) -> None:
     """Forget a dataset. Its file stays where it is."""
-    await daemon.catalog.remove(ask.ref)
+    await daemon.catalog.remove(ask.ref, record=daemon.record("dataset_removed"))
 
 
 async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
     """Propose the contract in a TOML file to its participants; prints the id of the job."""
     return await daemon.jobs.submit(ask.text, caller.current())
+
+
+async def job_dry_run(daemon: Daemon, ask: NewJob) -> DryRunView:
+    """Try a contract on synthetic twins of the datasets, with simulated partners, on this machine alone."""
+    return await daemon.jobs.dry_run(ask.text)
 
 
 async def job_list(daemon: Daemon, _: Arguments) -> list[JobView]:
@@ -300,9 +410,9 @@ async def approvals_list(daemon: Daemon, _: Arguments) -> ApprovalsView:
     return await daemon.jobs.approvals.list()
 
 
-async def approvals_revoke(daemon: Daemon, ask: Number) -> StandingView:
+async def approvals_revoke(daemon: Daemon, ask: Numbered) -> StandingView:
     """Take a standing approval back, by its number; jobs that it approved go on."""
-    return await daemon.jobs.approvals.revoke(ask.number, caller.current())
+    return await daemon.jobs.approvals.revoke(ask.number, caller.current(), record=daemon.record("approval_revoked"))
 
 
 async def policy_show(daemon: Daemon, _: Arguments) -> PolicyView:
@@ -318,13 +428,84 @@ async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
 
     by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
     uid = os.geteuid() if by is None else by.uid
-    kept = await daemon.store.write(lambda tx: policy.keep(tx, ask.text, uid, now, ask.after))
+    record = daemon.record("policy_set")
+
+    def keep(tx: Transaction) -> policy.Kept:
+        kept = policy.keep(tx, ask.text, uid, now, ask.after)
+        record(tx, {"number": kept.number, "digest": policy.digest(kept.text).hex()})
+        return kept
+
+    kept = await daemon.store.write(keep)
+    await daemon.use_policy()
     return PolicyView(**msgspec.structs.asdict(kept))
 
 
 async def policy_test(daemon: Daemon, ask: NewJob) -> DecisionView:
     """Show what the policy says to a contract, and why. Nothing is sent and nothing counts."""
     return await daemon.jobs.test_policy(ask.text)
+
+
+async def budget_list(daemon: Daemon, _: Arguments) -> list[AccountView]:
+    """List what partners were told of each dataset in the last year, as differential privacy counts it."""
+    return await daemon.store.read(lambda tx: _accounts(tx, daemon, None))
+
+
+async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
+    """Show the privacy budget of a dataset: what a year and a job may cost, and every charge."""
+    from fedpeer.governance import budget, policy
+
+    dataset = await daemon.catalog.get(ask.ref)
+
+    def look(tx: Transaction) -> BudgetView:
+        limits = policy.current(tx).budget
+        return BudgetView(
+            dataset=dataset.name,
+            per_year=_finite(limits.epsilon),
+            per_job=_finite(limits.per_job),
+            accounts=_accounts(tx, daemon, dataset.name),
+            charges=[
+                ChargeView(
+                    time=_time(charge.time),
+                    job=charge.contract.hex(),
+                    stage=charge.stage,
+                    run=charge.run,
+                    partner=charge.partner,
+                    name=daemon.connections.roster.name_of(charge.partner),
+                    epsilon=charge.cost.epsilon / budget.EPSILON_UNITS,
+                    delta=charge.cost.delta / budget.DELTA_UNITS,
+                )
+                for charge in budget.all_charges(tx, dataset.name)
+            ],
+        )
+
+    return await daemon.store.read(look)
+
+
+def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None) -> list[AccountView]:
+    from fedpeer.governance import budget, policy
+
+    limit, since = policy.current(tx).budget.epsilon, int(daemon.now().timestamp()) - budget.YEAR_S
+    return [
+        AccountView(
+            dataset=account.dataset,
+            partner=account.partner,
+            name=daemon.connections.roster.name_of(account.partner),
+            epsilon=(epsilon := account.spent.epsilon / budget.EPSILON_UNITS),
+            left=_finite(max(limit - epsilon, 0.0)),
+            delta=account.spent.delta / budget.DELTA_UNITS,
+            stages=account.stages,
+            last=_time(account.last),
+        )
+        for account in budget.accounts(tx, since, dataset)
+    ]
+
+
+def _finite(amount: float) -> float | None:
+    return None if math.isinf(amount) else amount
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 async def model_list(daemon: Daemon, _: Arguments) -> list[ModelView]:
@@ -346,6 +527,57 @@ async def model_predict(daemon: Daemon, ask: Prediction) -> bytes:
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(quoting_style="needed"))
     return bytes(sink.getvalue())
+
+
+async def model_passport(daemon: Daemon, ask: Ref) -> File:
+    """Show where a model is from: contract, contributors, rounds, privacy spent; signed by all who made it."""
+    return await daemon.jobs.models.passport(ask.ref)
+
+
+async def audit_list(daemon: Daemon, ask: SomeEntries) -> list[EntryView]:
+    """List entries of the audit log, oldest first: what was decided and done here."""
+    from fedpeer.governance import audit
+
+    known = re.fullmatch("[0-9a-f]{64}|", ask.job)  # a whole id: perhaps of a job that is forgotten here
+    job = bytes.fromhex(ask.job if known else (await daemon.jobs.get(ask.job)).id)
+    found = await daemon.store.read(lambda tx: audit.entries(tx, job=job, since=ask.since, limit=ask.limit))
+    return [_entry(entry) for entry in found]
+
+
+async def audit_show(daemon: Daemon, ask: OneEntry) -> EntryView:
+    """Show one entry of the audit log."""
+    from fedpeer.governance import audit
+
+    entry = await daemon.store.read(lambda tx: audit.find(tx, ask.number))
+    if entry is None:
+        raise NotFound(f"the audit log has no entry {ask.number}", hint="fedpeer audit list")
+    return _entry(entry)
+
+
+async def audit_export(daemon: Daemon, ask: Since) -> bytes:
+    """Write the whole audit log to a file that verifies elsewhere: entries, signed heads, co-signatures, cards."""
+    from fedpeer.governance import export
+
+    card = daemon.connections.card
+    return await daemon.store.read(lambda tx: export.page(tx, card.id, card.text, ask.since))
+
+
+async def audit_accept(daemon: Daemon, ask: Ref) -> dict[str, Any]:
+    """Co-sign a peer's audit log again, as it is from now on, after it was restored from an old copy."""
+    from fedpeer.governance import heads
+
+    peer, record = daemon.connections.peer(ask.ref), daemon.record("history_accepted")
+
+    def accept(tx: Transaction) -> int:
+        known = max((number for number, _ in heads.accept(tx, peer.id)), default=0)
+        record(tx, {"peer": peer.id, "name": peer.name, "known": known})
+        return known
+
+    return {"id": peer.id, "name": peer.name, "known": await daemon.store.write(accept)}
+
+
+def _entry(entry: Entry) -> EntryView:
+    return EntryView(number=entry.number, time=entry.time, event=entry.event, job=entry.job.hex(), facts=entry.facts)
 
 
 async def health_live(_daemon: Daemon, _: Arguments) -> dict[str, bool]:
@@ -406,12 +638,14 @@ COMMANDS: dict[str, Command] = {
         Command("peer.list", "GET", "/v1/peers", Arguments, peer_list),
         Command("peer.show", "GET", "/v1/peers/{ref}", Ref, peer_show),
         Command("peer.ping", "GET", "/v1/peers/{ref}/ping", Ref, peer_ping),
+        Command("peer.datasets", "GET", "/v1/peers/{ref}/datasets", Ref, peer_datasets),
         Command("peer.remove", "DELETE", "/v1/peers/{ref}", Ref, peer_remove),
         Command("dataset.add", "POST", "/v1/datasets", NewDataset, dataset_add, timeout_s=None),
         Command("dataset.list", "GET", "/v1/datasets", Arguments, dataset_list),
         Command("dataset.show", "GET", "/v1/datasets/{ref}", Ref, dataset_show),
         Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Ref, dataset_remove),
         Command("job.submit", "POST", "/v1/jobs", NewJob, job_submit),
+        Command("job.dry-run", "POST", "/v1/dry-runs", NewJob, job_dry_run, timeout_s=None),
         Command("job.list", "GET", "/v1/jobs", Arguments, job_list),
         Command("job.show", "GET", "/v1/jobs/{ref}", Ref, job_show),
         Command("job.wait", "GET", "/v1/jobs/{ref}/wait", Ref, job_wait, timeout_s=None),
@@ -421,15 +655,22 @@ COMMANDS: dict[str, Command] = {
         Command("job.approve", "POST", "/v1/jobs/{ref}/approve", NewApproval, job_approve, timeout_s=None),
         Command("job.deny", "POST", "/v1/jobs/{ref}/deny", Denial, job_deny),
         Command("approvals.list", "GET", "/v1/approvals", Arguments, approvals_list),
-        Command("approvals.revoke", "DELETE", "/v1/approvals/{number}", Number, approvals_revoke),
+        Command("approvals.revoke", "DELETE", "/v1/approvals/{number}", Numbered, approvals_revoke),
         Command("policy.show", "GET", "/v1/policy", Arguments, policy_show),
         Command("policy.set", "POST", "/v1/policy", NewPolicy, policy_set),
         Command("policy.test", "POST", "/v1/policy/test", NewJob, policy_test, timeout_s=None),
+        Command("budget.list", "GET", "/v1/budget", Arguments, budget_list),
+        Command("budget.show", "GET", "/v1/budget/{ref}", Ref, budget_show),
         Command("model.list", "GET", "/v1/models", Arguments, model_list),
         Command("model.show", "GET", "/v1/models/{ref}", Ref, model_show),
         Command(
             "model.predict", "GET", "/v1/models/{ref}/predict", Prediction, model_predict, timeout_s=None, media=CSV
         ),
+        Command("model.passport", "GET", "/v1/models/{ref}/passport", Ref, model_passport),
+        Command("audit.list", "GET", "/v1/audit", SomeEntries, audit_list),
+        Command("audit.export", "GET", "/v1/audit/export", Since, audit_export, media=LINES),
+        Command("audit.accept", "POST", "/v1/audit/accept/{ref}", Ref, audit_accept),
+        Command("audit.show", "GET", "/v1/audit/{number}", OneEntry, audit_show),
         Command("health.live", "GET", "/v1/health/live", Arguments, health_live),
         Command("health.ready", "GET", "/v1/health/ready", Arguments, health_ready),
     )

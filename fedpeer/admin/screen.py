@@ -66,6 +66,7 @@ def status(view: dict[str, Any]) -> str:
             ("peers", f"{view['connected']} of {view['peers']} connected"),
             ("jobs", f"{view['jobs']} not ended"),
             ("datasets", view["datasets"]),
+            ("workers", view["sandbox"]),
             ("traffic", f"{size(view['bytes_sent'])} sent, {size(view['bytes_received'])} received"),
             ("started", view["started"]),
             ("version", view["version"]),
@@ -107,11 +108,49 @@ def peers(views: list[dict[str, Any]]) -> str:
     )
 
 
+def accounts(views: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            v["dataset"],
+            v["name"],
+            v["epsilon"],
+            "no limit" if v["left"] is None else v["left"],
+            v["delta"],
+            v["stages"],
+            v["last"],
+        )
+        for v in views
+    ]
+    head = ["dataset", "partner", "epsilon", "left", "delta", "stages", "last"]
+    return table(head, rows, empty="nothing was charged in the last year")
+
+
+def budget(view: dict[str, Any]) -> str:
+    limits = [
+        (name, "no limit" if view[key] is None else f"ε = {view[key]:g}")
+        for name, key in (("a partner and year", "per_year"), ("a job", "per_job"))
+    ]
+    charges = [
+        (v["time"], v["job"][:SHORT], v["stage"], v["run"], v["name"], v["epsilon"], v["delta"])
+        for v in view["charges"]
+    ]
+    head = ["time", "job", "stage", "run", "partner", "epsilon", "delta"]
+    return "\n\n".join(
+        [
+            facts([("dataset", view["dataset"]), *limits]),
+            accounts(view["accounts"]),
+            table(head, charges, empty="nothing was ever charged"),
+        ]
+    )
+
+
 def dataset(view: dict[str, Any]) -> str:
     about = facts(
         [
             ("name", view["name"]),
             ("uri", view["uri"]),
+            ("secret", view["secret"] and f"{view['secret']} (its name)"),
+            ("offered", "to partners who ask" if view["offered"] else "to nobody; jobs may name it"),
             ("rows", view["rows"]),
             ("id", view["id"]),
             ("label", view["label"]),
@@ -125,6 +164,18 @@ def datasets(views: list[dict[str, Any]]) -> str:
     return table(
         ["name", "rows", "columns", "id", "label", "uri"], rows, empty="no datasets yet: fedpeer dataset add NAME FILE"
     )
+
+
+def offers(view: dict[str, Any]) -> str:
+    """What a partner says of its datasets."""
+    rows = []
+    for v in view["datasets"]:
+        columns = [f"{name} ({kind})" for name, kind in v["columns"]]
+        if v["more_columns"]:
+            columns.append(f"and {v['more_columns']} more")
+        rows.append((v["name"], v["rows"], v["id"] or "-", v["label"] or "-", columns))
+    shown = table(["name", "rows", "id", "label", "columns"], rows, empty=f"{clean(view['peer'])} offers no datasets")
+    return shown + (f"\nand {view['more']} datasets more" if view["more"] else "")
 
 
 def job(view: dict[str, Any]) -> str:
@@ -246,6 +297,31 @@ def jobs(views: list[dict[str, Any]]) -> str:
     return table(["id", "name", "state", "", "created"], rows, empty="no jobs yet: fedpeer job submit CONTRACT.toml")
 
 
+def dry_run(view: dict[str, Any]) -> str:
+    """What each stage would say for this peer, and how long it took."""
+    said = []
+    for stage in view["stages"]:
+        rows = ", ".join(f"{port}: {count} synthetic rows" for port, count in stage["rows"].items())
+        outputs = ", ".join(f"{name} ({kind})" for name, kind in stage["outputs"].items())
+        told = [
+            (message["tag"], message["kind"], message["count"], size(message["bytes"]), message["text"])
+            for message in stage["messages"]
+        ]
+        about = [
+            ("stage", f"{stage['id']} ({stage['run']})"),
+            ("participants", f"{len(stage['participants'])} on this machine"),
+            ("input", rows),
+            ("output", outputs),
+            ("took", f"{stage['seconds']:.1f} s"),
+        ]
+        said += [
+            facts(about),
+            table(("leaves", "as", "times", "size", "what it tells"), told, empty="nothing leaves"),
+            "",
+        ]
+    return "\n".join([*said, f"{view['name']} ran through in {view['seconds']:.1f} s; nothing was sent or kept"])
+
+
 def logs(lines: list[dict[str, Any]], view: dict[str, Any]) -> str:
     """`view`: the job they are of."""
     told = [(line["time"], {"event": line["event"], **line["facts"]}) for line in lines]
@@ -287,9 +363,45 @@ def model(view: dict[str, Any]) -> str:
     return facts([*about, ("algorithm", view["algorithm"]), ("created", view["created"]), *view["facts"].items()])
 
 
+def passport(view: dict[str, Any]) -> str:
+    """Where a model is from."""
+    told = view["passport"]
+    lines = [(key, value) for key, value in told.items() if not isinstance(value, dict | list) or key == "contributors"]
+    sums = [
+        (f"sums over {clean(one['survivors'])}", f"{one['sums']} in turns {one['first_turn']} to {one['last_turn']}")
+        for one in told["sums"]
+    ]
+    spent = [] if told["epsilon"] is not None else [("epsilon", "no noise was added")]
+    return facts([*lines, *spent, *sums, *told["metrics"].items(), ("signatures", len(view["signatures"]))])
+
+
 def models(views: list[dict[str, Any]]) -> str:
     rows = [(v["digest"][:SHORT], v["algorithm"], v["job_name"], v["stage"], v["created"]) for v in views]
     return table(["digest", "algorithm", "job", "stage", "created"], rows, empty="no models yet")
+
+
+def entries(views: list[dict[str, Any]]) -> str:
+    """Entries of the audit log, one a line."""
+    rows = [
+        (v["number"], v["time"], v["event"], v["job"][:SHORT], event({"event": "", **v["facts"]}).strip())
+        for v in views
+    ]
+    return table(["number", "time", "event", "job", "facts"], rows, empty="no entries")
+
+
+def entry(view: dict[str, Any]) -> str:
+    """One entry, with all its facts."""
+    own = [(key, view[key]) for key in ("number", "time", "event", "job")]
+    return facts([*own, *_leaves("", view["facts"])])
+
+
+def verified(view: dict[str, Any]) -> str:
+    """What was found of a log that verifies."""
+    told = f"{clean(view['name'])}: all {view['entries']} entries are as they were appended"
+    signers = [f"{clean(s['name'])} ({s['id']}, up to {s['number']}; {s['fingerprint']})" for s in view["cosigners"]]
+    if not signers:
+        return f"{told}; nobody else signed it yet"
+    return f"{told}; co-signed up to entry {view['signed']} by\n  " + "\n  ".join(signers)
 
 
 def event(message: dict[str, Any]) -> str:

@@ -42,6 +42,11 @@ class Profile:
     t_c: int
     m_min: int
 
+    @property
+    def honest(self) -> int:
+        """So many contributors of every sum, at least, do not pool what they see."""
+        return self.m_min - self.t_c
+
     def acks_needed(self, contributors: int) -> int:
         """So many of this many contributors must hold a dealer's shares before it may contribute."""
         return max(self.t, min(self.t + self.f, contributors - self.f))

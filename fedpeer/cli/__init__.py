@@ -10,6 +10,8 @@ import click
 
 from fedpeer.cli import (  # noqa: F401 - each adds its verbs to the tree
     approvals,
+    audits,
+    budgets,
     datasets,
     here,
     jobs,

@@ -21,10 +21,23 @@ def dataset() -> None:
 @click.option("--id", "id_", metavar="COLUMN", help="The column that tells whose row it is.")
 @click.option("--label", metavar="COLUMN", help="The column to be predicted.")
 @click.option("--text", metavar="COLUMN", multiple=True, help="A column that is text though it looks like numbers.")
+@click.option("--secret", metavar="NAME", help="The database's password: a file in secrets/, or a credential.")
+@click.option("--offer", is_flag=True, help="Tell partners who ask of its columns, and about how many rows it has.")
 @pass_state
-def dataset_add(state: State, name: str, uri: str, id_: str | None, label: str | None, text: tuple[str, ...]) -> None:
+def dataset_add(
+    state: State,
+    name: str,
+    uri: str,
+    id_: str | None,
+    label: str | None,
+    text: tuple[str, ...],
+    secret: str | None,
+    offer: bool,
+) -> None:
     where = uri if "://" in uri else str(Path(uri).absolute())  # the daemon's folder is another
-    view = state.client().call("dataset.add", name=name, uri=where, id=id_, label=label, text=list(text))
+    view = state.client().call(
+        "dataset.add", name=name, uri=where, id=id_, label=label, text=list(text), secret=secret, offered=offer
+    )
     state.show(view, screen.dataset(view))
 
 
@@ -51,4 +64,4 @@ def dataset_remove(state: State, ref: str, yes: bool) -> None:
     client = state.client()
     found = client.call("dataset.show", ref=ref)
     confirm(f"forget the dataset {found['name']} ({found['uri']})?", yes)
-    state.show(client.call("dataset.remove", ref=found["name"]), f"removed {found['name']}; its file stays")
+    state.show(client.call("dataset.remove", ref=found["name"]), f"removed {found['name']}; its source stays")

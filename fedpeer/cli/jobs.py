@@ -34,6 +34,14 @@ def job_submit(state: State, file: str) -> None:
         click.echo(f"follow it with: fedpeer job watch {view['id'][: screen.SHORT]}", err=True)
 
 
+@job.command(name="dry-run", help=asks("job.dry-run"))
+@click.argument("file")
+@pass_state
+def job_dry_run(state: State, file: str) -> None:
+    view = state.client().call("job.dry-run", text=read_input(file))
+    state.show(view, screen.dry_run(view))
+
+
 @job.command(name="list", help=asks("job.list"))
 @pass_state
 def job_list(state: State) -> None:

@@ -57,6 +57,14 @@ def peer_ping(state: State, ref: str) -> None:
     state.show(view, f"{view['name']}: {view['seconds'] * 1000:.2f} ms")
 
 
+@peer.command(name="datasets", help=asks("peer.datasets"))
+@ref("peer")
+@pass_state
+def peer_datasets(state: State, ref: str) -> None:
+    view = state.client().call("peer.datasets", ref=ref)
+    state.show(view, screen.offers(view))
+
+
 @peer.command(name="remove", help=asks("peer.remove"))
 @ref("peer")
 @yes

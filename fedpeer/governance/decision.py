@@ -27,7 +27,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from fedpeer.governance.policy import BOUNDS, Do, Policy, Rule, matches, stricter
-from fedpeer.stage import Model, Params, Rows, Stage, Sum
+from fedpeer.stage import Model, Params, Rows, Stage, Sum, is_own
 
 Verdict = Literal["refused", "ask", "auto"]
 
@@ -266,8 +266,7 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
     def finding(rule: str, holds: bool, text: str) -> Finding:
         return Finding(rule, stage.id, bool(holds), text)
 
-    module = stage.run.partition(":")[0]
-    allowed = matches([stage.run], policy.stages) or module in policy.modules
+    allowed = matches([stage.run], policy.stages) or is_own(stage.run, policy.modules)
     yield finding("stages", allowed, f"{stage.run} is {'' if allowed else 'not '}among what may run")
     if not stage.stage.messages:
         return  # nothing leaves

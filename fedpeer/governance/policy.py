@@ -33,8 +33,8 @@ import msgspec
 
 from fedpeer.config import nearest
 from fedpeer.crypto import hash_
-from fedpeer.errors import ConfigError, PolicyError
-from fedpeer.stage import MAX_PEERS
+from fedpeer.errors import ConfigError, ContractError, PolicyError
+from fedpeer.stage import MAX_PEERS, check_own
 from fedpeer.store import Schema, Transaction
 
 MAX_TEXT = 64 * 1024
@@ -106,7 +106,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Globs, msgspec.Meta(description="What may run at all; anything else is refused, whatever the rules say.")
     ] = ("horizontal.*", "vertical.*", "local.*")
     modules: Annotated[
-        Globs, msgspec.Meta(description="The organization's own stage modules that may run, by their whole names.")
+        Globs,
+        msgspec.Meta(
+            description="The organization's own stages that may run, of modules installed beside\n"
+            'fedpeer: ["bank.scoring:fit"], or ["bank.scoring"] for all of a module. They run in the same sandbox.'
+        ),
     ] = ()
     trusted: Annotated[
         Globs,
@@ -206,6 +210,11 @@ def parse(text: str) -> Policy:
         policy = msgspec.convert(tree, Policy)
     except msgspec.ValidationError as error:
         raise ConfigError(f"the policy: {error}") from None
+    for name in policy.modules:
+        try:
+            check_own(name)
+        except ContractError as error:
+            raise ConfigError(f"modules: {error.message}", hint=error.hint) from None
     for number, rule in enumerate(policy.rule, start=1):
         _check(rule, f"rule {number}")
     return policy

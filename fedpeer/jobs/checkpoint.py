@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fedpeer.crypto import Buffer, hash_
 from fedpeer.errors import NotDeterministic, StoreError
+from fedpeer.governance.passport import Ran, Sums
 from fedpeer.store import INLINE_BYTES, Schema, Store, Transaction
 
 SCHEMA = Schema(
@@ -47,7 +48,18 @@ SCHEMA = Schema(
             answer_file BLOB NOT NULL,
             PRIMARY KEY (contract, stage, turn, k)
         ) STRICT;
+        """,
         """
+        CREATE TABLE summed (               -- over whom the sums of the stage went
+            contract BLOB NOT NULL,
+            stage TEXT NOT NULL,
+            survivors TEXT NOT NULL,        -- aliases, with a space between
+            first_turn INTEGER NOT NULL,
+            last_turn INTEGER NOT NULL,
+            count INTEGER NOT NULL,
+            PRIMARY KEY (contract, stage, survivors)
+        ) STRICT;
+        """,
     ],
     files="SELECT state_file FROM checkpoint UNION SELECT answer_file FROM journal",
 )
@@ -170,6 +182,26 @@ def answer(
     )
 
 
+def summed(tx: Transaction, contract: bytes, stage: str, turn: int, survivors: Sequence[str]) -> None:
+    """A sum over these aliases is answered; in the transaction of its answer, so each counts once."""
+    tx.execute(
+        "INSERT INTO summed VALUES (?, ?, ?, ?, ?, 1)"
+        " ON CONFLICT DO UPDATE SET last_turn = excluded.last_turn, count = count + 1",
+        (contract, stage, " ".join(survivors), turn, turn),
+    )
+
+
+def ran(tx: Transaction, contract: bytes, stage: str) -> Ran:
+    """How a stage went whose last turn is complete, before it is dropped."""
+    (turns,) = tx.one("SELECT turn FROM checkpoint WHERE contract = ? AND stage = ?", (contract, stage)) or (0,)
+    rows = tx.all(
+        "SELECT survivors, first_turn, last_turn, count FROM summed WHERE contract = ? AND stage = ?"
+        " ORDER BY first_turn, survivors",
+        (contract, stage),
+    )
+    return Ran(max(turns, 0), [Sums(tuple(survivors.split()), *counts) for survivors, *counts in rows])
+
+
 def drop(tx: Transaction, contract: bytes, stage: str | None = None) -> list[bytes]:
     """Forget a stage, or the whole job; the files to remove after the commit."""
     where, values = "contract = ?", [contract]
@@ -177,7 +209,7 @@ def drop(tx: Transaction, contract: bytes, stage: str | None = None) -> list[byt
         where, values = where + " AND stage = ?", [contract, stage]  # type: ignore[list-item]
     rows = tx.all(f"SELECT state_file FROM checkpoint WHERE {where}", values)  # noqa: S608 - constants of the program
     files = [*(row[0] for row in rows), *_files(tx, where, values)]
-    for table in ("checkpoint", "journal"):
+    for table in ("checkpoint", "journal", "summed"):
         tx.execute(f"DELETE FROM {table} WHERE {where}", values)  # noqa: S608
     return [file for file in files if file]
 

@@ -487,6 +487,11 @@ def _check_stage(contract: Contract, entry: StageEntry, stage: Stage) -> None:
             f"(version {stage.version})",
             hint="install the same release of fedpeer at all participants",
         )
+    if missing := stage.missing():
+        raise ContractError(
+            f"{where}: {entry.run!r} needs the extra {stage.extra!r}, and {', '.join(missing)} is not installed here",
+            hint=f"pip install 'fedpeer[{stage.extra}]', then start the daemon again",
+        )
     order = [alias for alias in contract.peer_of if alias in entry.role_of]
     if [alias for alias, _ in entry.roles] != order:
         raise ContractError(f"{where}: roles are given to who is no participant, or not in order")
@@ -544,7 +549,7 @@ def _check_inputs(
 def check_columns(entry: StageEntry, find: FindStage, dataset: str, columns: Sequence[str]) -> None:
     """Whether a dataset has the columns that the parameter `columns` of a stage names. Raises ContractError."""
     named = getattr(read_params(entry, find(entry.run)), "columns", None)
-    for name in named if isinstance(named, list | tuple) else ():
+    for name in named if isinstance(named, list | tuple | dict) else ():
         _one_of(name, columns, f"stage {entry.id!r}, params: the dataset {dataset!r} has no column")
 
 

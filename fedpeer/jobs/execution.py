@@ -84,7 +84,8 @@ class Execution:
 
     `params`: canonical JSON; `roles`: alias → role of all who take part, in the contract's order; `peer_of`: alias →
     peer id; `chance`: gives the 32-byte key of chance of a stage's first start; `say`: tells the operator;
-    `run_in_thread`: for work on values of more than INLINE_BYTES, during which the event loop goes on.
+    `run_in_thread`: for work on values of more than INLINE_BYTES, during which the event loop goes on; `honest`:
+    so many contributors of every sum do not pool what they see.
     """
 
     def __init__(
@@ -104,13 +105,14 @@ class Execution:
         say: Callable[..., None],
         restarts: int,
         run_in_thread: RunInThread,
+        honest: int = 1,
         chance: Callable[[], bytes] = lambda: random_bytes(32),
     ) -> None:
         self.contract, self.stage_id, self.stage, self.params = contract, stage_id, stage, params
         self.roles, self.peer_of, self.me = dict(roles), dict(peer_of), me
         self.store, self.mesh, self.together, self.start_worker = store, mesh, together, start_worker
         self.say, self.restarts, self.chance = say, restarts, chance
-        self.run_in_thread = run_in_thread
+        self.run_in_thread, self.honest = run_in_thread, honest
         self.gate = Gate(stage, self.roles, me)
         self.declaration = stage.declaration_hash()
         self.turn = self.k = self.common = 0
@@ -156,6 +158,7 @@ class Execution:
                 chance=saved.first_chance,
                 resume=resume,
                 inputs=list(inputs),
+                honest=self.honest,
             )
         )
         try:
@@ -261,7 +264,14 @@ class Execution:
             parties = list(self.peer_of.values())
             values, sum_hash = total.values, total.sum_hash
             survivors = sorted(parties.index(peer) for peer in total.survivors)
-            await self._journal(turn, k, "sum", asked, pieces(*codec.pack_value([values, survivors, sum_hash])))
+            kept = await self._keep(pieces(*codec.pack_value([values, survivors, sum_hash])), turn, k)
+            over = [alias for alias, peer in self.peer_of.items() if peer in total.survivors]
+
+            def commit(tx: Transaction) -> None:
+                checkpoint.answer(tx, self.contract, self.stage_id, turn, k, "sum", asked, kept)
+                checkpoint.summed(tx, self.contract, self.stage_id, turn, over)
+
+            await self.store.write(commit)
         else:
             values, survivors, sum_hash = codec.unpack_value(*split(payload))
         self.history = names.history_after_sum(self.history, survivors, sum_hash)

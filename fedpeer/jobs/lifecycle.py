@@ -41,10 +41,12 @@ from fedpeer.errors import (
     PolicyError,
     by_code,
 )
+from fedpeer.governance import heads
+from fedpeer.governance.passport import PASSPORT
 from fedpeer.jobs.contract import SKEW_S, Contract, Digest, StageEntry
 
 CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED = "contract", "countersign", "done", "abort", "ended"
-KINDS = frozenset({CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED})
+KINDS = frozenset({CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED, *heads.KINDS, PASSPORT})
 
 REFUSALS = {
     "contract": "cannot run this contract: another release, or a stage it does not have",

@@ -18,9 +18,11 @@ Rules
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 
@@ -35,6 +37,7 @@ from fedpeer.errors import (
     Ambiguous,
     Cancelled,
     ContractError,
+    DiskFull,
     Equivocation,
     FedpeerError,
     JobError,
@@ -44,12 +47,13 @@ from fedpeer.errors import (
     StoreError,
 )
 from fedpeer.events import Events
-from fedpeer.governance import approvals
+from fedpeer.governance import answered, approvals, audit, budget, heads, passport, policy
 from fedpeer.governance.approvals import who
 from fedpeer.jobs import archive, checkpoint, contract, lifecycle
 from fedpeer.jobs.answer.service import Answers, Refused
 from fedpeer.jobs.approvals.service import Approvals
 from fedpeer.jobs.contract import Contract
+from fedpeer.jobs.dryrun.service import DryRuns, DryRunView
 from fedpeer.jobs.execution import StartWorker
 from fedpeer.jobs.files.service import Files
 from fedpeer.jobs.job.service import Job, seconds_of, time_of
@@ -57,6 +61,7 @@ from fedpeer.jobs.lifecycle import Done
 from fedpeer.jobs.models.service import Models
 from fedpeer.jobs.stages.service import Stages
 from fedpeer.jobs.views import DecisionView, FindingView, JobView, LogLine
+from fedpeer.jobs.witness.service import GRACE_S, Witness
 from fedpeer.mesh.connections.service import Connections
 from fedpeer.mesh.records import Record
 from fedpeer.mesh.service import Mesh
@@ -67,14 +72,27 @@ LogLines = list[LogLine]
 
 MAX_PROPOSED = 64
 """Jobs of one initiator that live here or are served at a time; more of its contracts are not taken."""
+MAX_PER_DAY = 200
+"""Contracts of one other initiator that are taken within 24 hours: each leaves entries in the audit log for ever."""
 MAX_UNAGREED = 200
 """Jobs of one other initiator that are kept when they are over though they were never agreed."""
+
+
+GOVERNANCE = (
+    policy.SCHEMA,
+    answered.SCHEMA,
+    approvals.SCHEMA,
+    budget.SCHEMA,
+    audit.SCHEMA,
+    heads.SCHEMA,
+    passport.SCHEMA,
+)
 
 
 class Jobs:
     """All jobs of this daemon."""
 
-    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, approvals.SCHEMA]
+    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, *GOVERNANCE]
 
     def __init__(
         self,
@@ -110,6 +128,7 @@ class Jobs:
             find=find,
             now=now,
         )
+        self._dry_runs = DryRuns(catalog, start_worker=start_worker, run_in_thread=run_in_thread, find=find)
         self._stages = Stages(
             mesh, aggregation, store, self._files, start_worker=start_worker, run_in_thread=run_in_thread, find=find
         )
@@ -146,8 +165,10 @@ class Jobs:
     async def submit(self, text: str, by: Caller | None = None) -> JobView:
         """Propose the contract of a TOML text to its participants; `by`, who does, approves our own part of it.
 
-        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it.
+        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it, DiskFull.
         """
+        if self._store.scarce:
+            raise DiskFull
         read = await self._written(text)
         await self._answers.check_policy(read)
         return (await self._add(codec.encode(read), read, by)).seen()
@@ -160,6 +181,14 @@ class Jobs:
         decided = await self._answers.would_be(await self._written(text))
         findings = [FindingView(**asdict(finding)) for finding in decided.findings]
         return DecisionView(verdict=decided.verdict, findings=findings)
+
+    async def dry_run(self, text: str) -> DryRunView:
+        """Run our part of the contract of a TOML text on synthetic twins of our datasets. Nothing is sent or kept.
+
+        Raises ContractError naming what is wrong in it, and what a stage fails with.
+        """
+        read = await self._written(text)
+        return await self._dry_runs.run(read, read.alias_of[self._mesh.me])
 
     async def list(self) -> JobViews:
         """Every job, oldest first."""
@@ -224,6 +253,11 @@ class Jobs:
             not job.closed and job.contract.peer_of[job.contract.initiator] == record.sender
             for job in self._jobs.values()
         )
+        yesterday = time_of(self._now() - timedelta(days=1))
+        recent = sum(
+            job.view.created > yesterday and job.contract.peer_of[job.contract.initiator] == record.sender
+            for job in self._jobs.values()
+        )
         wrong = {
             "its id is not its hash": contract.contract_id(record.body) != record.scope,
             "it is not sent by its initiator": read.peer_of.get(read.initiator) != record.sender,
@@ -231,6 +265,8 @@ class Jobs:
             "a peer is in it twice": len(set(read.peers)) < len(read.peers) or len(read.peer_of) < len(read.peers),
             "it expired": read.expires <= self._seconds(),
             "the initiator has too many jobs here": living >= MAX_PROPOSED,
+            "the disk is full": self._store.scarce,
+            "the initiator proposed too many contracts within a day": recent >= MAX_PER_DAY,
         }
         if any(wrong.values()):
             reason = next(reason for reason, holds in wrong.items() if holds)
@@ -289,21 +325,23 @@ class Jobs:
         """Everything a job does at this peer. Nothing but the store's failure escapes."""
         if job.closed:
             return
+        witness = Witness(job, self._mesh, self._log)
         try:
             if not job.over.is_set():
-                await self._live(job)
-            await self._linger(job)
+                await self._live(job, witness)
+            await self._linger(job, witness)
         except Exception as error:
             cause = _one(error)
             self._log.error("job_not_ended", job=job.id.hex(), exc_info=cause)
             if isinstance(cause, StoreError):
                 raise cause from None
 
-    async def _live(self, job: Job) -> None:
+    async def _live(self, job: Job, witness: Witness) -> None:
         async with trio.open_nursery() as nursery:
             job.scope = nursery.cancel_scope
             nursery.start_soon(self._listen, job)
             nursery.start_soon(self._watch_time, job)
+            nursery.start_soon(witness.live)
             nursery.start_soon(self._act, job)
         await self._end(job)
 
@@ -354,12 +392,24 @@ class Jobs:
     async def _say_done(self, job: Job) -> None:
         histories = await self._store.read(lambda tx: archive.stages(tx, job.id))
         outputs = await self._store.read(lambda tx: archive.outputs(tx, job.id))
-        equal = [(kept.stage, kept.name, kept.digest) for kept in outputs if (kept.stage, kept.name) in job.common]
+        equal = [kept for kept in outputs if (kept.stage, kept.name) in job.common]
         if job.failure is not None:
             return
         job.complete = True
-        body = codec.encode(Done(tuple(sorted(histories.items())), tuple(equal)))
-        await job.write(lambda tx: self._mesh.publish(tx, job.id, lifecycle.DONE, "", body))
+        body = codec.encode(
+            Done(tuple(sorted(histories.items())), tuple((kept.stage, kept.name, kept.digest) for kept in equal))
+        )
+
+        def say(tx: Transaction) -> None:
+            for kept in equal:
+                if kept.kind == "model":  # before "done": who has heard that has its signature too
+                    data = passport.document(_passport(job, kept, histories[kept.stage], tx))
+                    passport.keep(tx, job.id, kept.stage, kept.name, data)
+                    slot = f"{kept.stage}.{kept.name}"
+                    self._mesh.publish(tx, job.id, passport.PASSPORT, slot, passport.digest(data))
+            self._mesh.publish(tx, job.id, lifecycle.DONE, "", body)
+
+        await job.write(say)
         job.judge()
 
     async def _end(self, job: Job) -> None:
@@ -380,6 +430,7 @@ class Jobs:
             if error is not None and error is job.failure and not refused:
                 self._mesh.publish(tx, job.id, lifecycle.ABORT, "", codec.encode(lifecycle.abort_of(error)))
             self._mesh.publish(tx, job.id, lifecycle.ENDED, "", codec.encode(ended))
+            passport.gather(tx, job.id, self._roster.card_text)
             return checkpoint.drop(tx, job.id), archive.unpin_snapshots(tx, job.id)
 
         with trio.CancelScope(shield=True):  # nothing else runs for it any more; one commit, and the files after it
@@ -389,15 +440,22 @@ class Jobs:
             await self._files.remove_unneeded(snapshots)
         job.over.set()
 
-    async def _linger(self, job: Job) -> None:
+    async def _linger(self, job: Job, witness: Witness) -> None:
         """Others may still need our records and mail: until all have ended, or the contract expired.
 
-        That all have ended is not known to all at once: how it ended here is told to whoever asks even afterwards.
+        When all have ended, what they still have to say of each other's audit logs is waited for GRACE_S at most. That
+        all have ended is not known to all at once: how it ended here is told to whoever asks even afterwards.
         """
         everybody, until = set(job.contract.peers), job.contract.expires + contract.SKEW_S
-        while job.hear().ended.keys() < everybody:
-            left = until - self._seconds()
-            if left <= 0:
+        heard_all = math.inf
+        while True:
+            await witness.look()
+            ended = job.hear().ended.keys() >= everybody
+            left = float(until - self._seconds())
+            if ended:
+                heard_all = min(heard_all, trio.current_time())
+                left = min(left, heard_all + GRACE_S - trio.current_time())
+            if left <= 0 or (ended and witness.done()):
                 break
             with trio.move_on_after(min(left, 24 * 3600)):
                 await self._mesh.changed(job.id)
@@ -406,6 +464,7 @@ class Jobs:
         surplus = self._surplus(job.contract.peer_of[job.contract.initiator])
 
         def close(tx: Transaction) -> None:
+            passport.gather(tx, job.id, self._roster.card_text)
             self._mesh.say_farewell(tx, job.id, lifecycle.ENDED, until=until, now=self._seconds())
             self._aggregation.forget(tx, job.id)
             self._mesh.close_scope(tx, job.id)
@@ -441,6 +500,42 @@ class Jobs:
 
     def _seconds(self) -> int:
         return seconds_of(self._now())
+
+
+def _passport(
+    job: Job, kept: archive.KeptOutput, history: bytes, tx: Transaction, cost: tuple[float, float] | None = None
+) -> passport.Passport:
+    """The passport of a model that is equal at all who have a role in its stage.
+
+    `cost`: (ε, δ) of the stage as the contract states it, None if it adds no noise.
+    """
+    read, entry = job.contract, job.contract.stage(kept.stage)
+    ran = passport.ran(tx, job.id, kept.stage)
+    metrics, metrics_left_out = passport.metrics(kept.facts["facts"])
+    sums, sums_left_out = passport.sums(ran)
+    return passport.Passport(
+        contract=job.id.hex(),
+        job=read.name,
+        purpose=read.purpose,
+        initiator=read.initiator,
+        participants=read.peer_of,
+        stage=entry.id,
+        output=kept.name,
+        run=entry.run,
+        declaration=entry.declaration.hex(),
+        params=json.loads(entry.params),
+        contributors=[alias for alias, _ in entry.roles],
+        rounds=ran.rounds,
+        history=history.hex(),
+        sums=sums,
+        sums_left_out=sums_left_out,
+        epsilon=cost[0] if cost else None,
+        delta=cost[1] if cost else None,
+        model=kept.digest.hex(),
+        algorithm=kept.facts["algorithm"],
+        metrics=metrics,
+        metrics_left_out=metrics_left_out,
+    )
 
 
 def _one(error: BaseException) -> BaseException:

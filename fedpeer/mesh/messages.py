@@ -8,6 +8,7 @@
     ("wants",)        Want                              -
     ("mail", scope)   a small letter, or nothing        LetterHead   in the order they were posted
     ("blob", lane)    a piece of a file, or nothing     Chunk        at most LANES files at a time, each way
+    ("datasets",)     Offers (data/offers.py), nothing  -            nothing: "what do you offer?"; one answer to each
 
 Rules
 * Nothing is looked at before the other side's Hello is here, and nothing is sent before that but the own Hello.
@@ -49,6 +50,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Bits = Annotated[bytes, msgspec.Meta(max_length=MAX_AUDIENCE // 8)]
 
 HELLO, SYNC, RECORDS, ACKS, WANTS = ("hello",), ("sync",), ("records",), ("acks",), ("wants",)
+DATASETS = ("datasets",)
 
 
 class Hello(codec.Record, frozen=True):

@@ -254,6 +254,13 @@ def keep(tx: Transaction, signed: Signed) -> Literal["new", "same", "evidence", 
     return "evidence" if added.rowcount else "dropped"
 
 
+def find(tx: Transaction, scope: bytes, kind: str, slot: str, sender: str) -> Signed | None:
+    """The record of this slot as it was signed."""
+    place = (scope, kind, slot, sender)
+    row = tx.one("SELECT raw FROM mesh_record WHERE scope = ? AND kind = ? AND slot = ? AND sender = ?", place)
+    return None if row is None else parse(row[0])
+
+
 def readdress(tx: Transaction, signed: Signed) -> None:
     """Keep this in the place of the record in its slot: the same that was addressed to another."""
     place = (signed.record.scope, *signed.key)

@@ -99,6 +99,11 @@ class Roster:
             else "`fedpeer peer list` shows them, `fedpeer peer add CARD` adds one",
         )
 
+    def card_text(self, peer: str) -> str:
+        """The card of this id as a line, "" if there is none."""
+        card = self.get(peer)
+        return card.text if card else ""
+
     def name_of(self, peer: str) -> str:
         card = self.get(peer)
         return card.name if card else peer[:8] + "…"

@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Final
 import trio
 
 from fedpeer.codec import Buffer
-from fedpeer.errors import LocalProtocolError, RemoteProtocolError, StoreError, TrustError
+from fedpeer.data.offers import Offers
+from fedpeer.errors import LocalProtocolError, RemoteProtocolError, SessionError, StoreError, TrustError
 from fedpeer.events import Events
 from fedpeer.identity import Card, Identity
 from fedpeer.mesh import blobs, gossip, mail, records
@@ -69,6 +70,8 @@ class Mesh:
         """Set it before `run`: what comes while it is None is not kept, and comes again with the next session only."""
         self.on_equivocation: Callable[[bytes, str], None] | None = None
         """Told (scope, peer) when a peer has said two different things there; both are on disk."""
+        self.offers: Callable[[], Awaitable[Offers]] = _nothing
+        """What peers of the roster who ask are told of our datasets. Set it before `run`."""
         self.room = Bell()
         self.considered: set[bytes] = set()
         """scopes whose contract is here, and perhaps about to open them"""
@@ -96,6 +99,14 @@ class Mesh:
             nursery.start_soon(self._mend)
             nursery.start_soon(self._look_around)
             task_status.started()
+
+    async def datasets_of(self, ref: str) -> Offers:
+        """What a peer says of the datasets that it offers. Raises NotFound, Ambiguous, SessionError."""
+        peer = self.connections.peer(ref)
+        session = self.connections.sessions.get(peer.id)
+        if session is None:
+            raise SessionError(f"{peer.name} is not connected: {peer.error}", peer=peer.name)
+        return await session.ask_datasets()
 
     # scopes
 
@@ -455,3 +466,7 @@ class Mesh:
         if digest:
             self.files.fetched.remove(contract, digest)
         self.room.ring()
+
+
+async def _nothing() -> Offers:
+    return Offers([], 0)

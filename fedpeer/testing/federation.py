@@ -159,7 +159,7 @@ class Organization:
 
     async def _start_worker(self, start: protocol.Start) -> CoroutineWorker:
         await trio.lowlevel.checkpoint()
-        return CoroutineWorker(start, self._federation.find, self._at_step)
+        return CoroutineWorker(start, self.daemon.find, self._at_step)
 
     async def _at_step(self, message: protocol.Message) -> bool:
         await trio.sleep(self.step_s)
@@ -207,6 +207,10 @@ class Federation(Mapping[str, Organization]):
             for other in self.values():
                 if one is not other:
                     await one.daemon.connections.add_peer(other.daemon.connections.card.text)
+        await self.connected()
+
+    async def connected(self) -> None:
+        """Wait until everybody is connected with everybody."""
         while not all(peer.connected for one in self.values() for peer in one.daemon.connections.peers()):  # noqa: ASYNC110
             await trio.sleep(0.1)
 

@@ -3,14 +3,16 @@
 Child c of n takes the items c, c + n, c + 2n …; the parent reads the results in the order of the items, so that the
 results, and which error is raised when there are several, do not depend on n. One core, too, means one child: what
 a function changes in place is lost in either case. A result is a message value (codec.py); nothing is pickled.
-In a child the daemon's socket is /dev/null, so that a request there is an error; and it dies with its parent.
+In a child the daemon's socket is closed and in its place one without another end, so that a request there is an error.
+A child ends when its parent ends, or has closed the socket between them: a confined process kills no other.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import select
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -40,9 +42,9 @@ def map_forked(
             children.append(_fork(function, items[number::count], failure, daemon))  # noqa: PERF401 - one may fail
         return [_result(children[index % count]) for index in range(len(items))]
     finally:
-        for process, connection in children:
+        for _, connection in children:
             connection.close()
-            os.kill(process, signal.SIGKILL)
+        for process, _ in children:
             os.waitpid(process, 0)
 
 
@@ -75,7 +77,8 @@ def _child(
     status = 1
     try:
         sandbox.die_with_parent(parent)
-        os.dup2(os.open(os.devnull, os.O_RDWR), daemon)
+        _cut_off(daemon)
+        threading.Thread(target=end_with, args=(connection.fileno(),), daemon=True).start()
         for item in items:
             try:
                 answer: protocol.Value | protocol.Failed = protocol.Value(*codec.pack_value(function(item)))
@@ -85,6 +88,20 @@ def _child(
         status = 0
     finally:
         os._exit(status)
+
+
+def _cut_off(descriptor: int) -> None:
+    nowhere, other = socket.socketpair()
+    with nowhere, other:
+        os.dup2(nowhere.fileno(), descriptor)
+
+
+def end_with(descriptor: int) -> None:
+    """End this process when the other end of a socket is closed; what a thread of its own waits for."""
+    hangup = select.poll()
+    hangup.register(descriptor, select.POLLRDHUP)
+    hangup.poll()
+    os._exit(1)
 
 
 def _result(child: tuple[int, Connection]) -> Any:

@@ -8,7 +8,8 @@
                      ◀──────   Done or Failed, and the end
 
 Descriptor 0 is the socket to the daemon, 1 is /dev/null, 2 goes to the daemon's log. The process knows no key, no
-peer's address, no path and no event loop. It ends with its daemon: a thread waits for the socket's end.
+peer's address, no path and no event loop. It ends with its daemon: a thread waits for the socket's end. Before it
+imports the stage it is confined for good (sandbox.py); numpy and pyarrow are there by then.
 What it says of an exception of the stage is the type and the place: a message may quote data. The same goes for
 standard error, which gets the frames of the traceback and not the message.
 """
@@ -16,7 +17,6 @@ standard error, which gets the frames of the traceback and not the message.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import sys
 import threading
@@ -44,32 +44,31 @@ from fedpeer.peers import (
 )
 from fedpeer.secure import fixedpoint
 from fedpeer.worker import protocol, sandbox
-from fedpeer.worker.children import map_forked
+from fedpeer.worker.children import end_with, map_forked
 from fedpeer.worker.connection import Connection
 
 SOCKET: Final = 0
 
 
 def main() -> None:
-    """Run the stage that the daemon asks for."""
-    sandbox.confine()
+    """Run the stage that the daemon asks for, confined."""
+    sandbox.keep_private()
+    sandbox.keep_streams_only()
     sys.stdin = None  # a stage that reads it fails, and swallows no answer
     daemon = Connection(socket.socket(fileno=SOCKET))
-    threading.Thread(target=_end_with, args=(SOCKET,), daemon=True).start()
     try:
-        daemon.send(run(daemon.receive(protocol.Start, files=True), daemon))
+        start = daemon.receive(protocol.Start, files=True)
+        if start is None:  # the daemon is gone
+            return
+        modules = [start.stage.partition(":")[0]] if start.own else []
+        sandbox.confine(memory=start.memory, modules=modules, best_effort=start.best_effort)
+        threading.Thread(target=end_with, args=(SOCKET,), daemon=True).start()
+        daemon.send(run(start, daemon))
     except BaseException as error:
         try:
             daemon.send(failure(error))
         except OSError:  # there is nobody left to tell
             os._exit(1)
-
-
-def _end_with(descriptor: int) -> None:
-    hangup = select.poll()
-    hangup.register(descriptor, select.POLLRDHUP)
-    hangup.poll()
-    os._exit(1)
 
 
 class Daemon:
@@ -124,11 +123,11 @@ class Daemon:
 
 def run(start: protocol.Start, connection: Connection) -> protocol.Done:
     """The stage from its first line, or from its checkpoint, to its outputs."""
-    declared = stage.find(start.stage)
+    declared = stage.find(start.stage, own=[start.stage] if start.own else ())
     daemon = Daemon(connection, declared)
     params = msgspec.json.decode(start.params, type=declared.params)
     inputs = {port: artifact.load(kind, content) for port, kind, content in start.inputs}
-    peers = Peers(daemon, start.me, dict(start.roles), start.chance, _resume(start.resume))
+    peers = Peers(daemon, start.me, dict(start.roles), start.chance, _resume(start.resume), start.honest)
     outputs = declared.check_outputs(drive(declared(peers, params, **inputs), daemon))
     return protocol.Done([(name, artifact.dump(output)) for name, output in outputs.items() if output is not None])
 

@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from fedpeer import codec
 from fedpeer.errors import FedpeerError, LocalProtocolError, RemoteProtocolError
+from fedpeer.stage import MAX_PEERS
 
 INLINE_BYTES = 64 * 1024
 MAX_FRAME = 1 << 20
@@ -78,6 +79,14 @@ class Start(Message, frozen=True, tag="start"):
     resume: Resume | None
     inputs: list[tuple[Name, Name, Any]]
     """[(port, kind, content)]; content is bytes, or a Path, which arrives as the bytes of that file"""
+    honest: Annotated[int, msgspec.Meta(ge=1, le=MAX_PEERS)] = 1
+    """so many contributors of every sum do not pool what they see"""
+    own: bool = False
+    """whether the stage is the organization's own (stage.find): of an installed module that its policy names"""
+    best_effort: bool = False
+    """whether it may run without a layer of the sandbox that the kernel does not have"""
+    memory: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
+    """bytes that the process may take beyond what it has at its start (0: sandbox.default_memory)"""
 
 
 # requests

@@ -22,9 +22,9 @@ from fedpeer.admin.client import request
 from fedpeer.admin.commands import COMMANDS, Command
 from fedpeer.errors import ConfigError, UsageError
 from fedpeer.governance import policy
-from fedpeer.store import Store
+from fedpeer.store import Record, Store
 
-LOCAL = {"init", "run", "config.show", "events", "job.watch", "policy.edit"}
+LOCAL = {"init", "run", "config.show", "events", "job.watch", "policy.edit", "audit.verify", "model.verify"}
 """verbs that are no row of the table"""
 
 
@@ -129,7 +129,9 @@ async def test_who_says_yes_or_no_is_handed_on(name: str, arguments: dict[str, A
     jobs.approvals = jobs  # type: ignore[attr-defined]
     ann = Caller(1000, 77, "ann")
     with calling(ann):
-        await COMMANDS[name].handler(SimpleNamespace(jobs=jobs), COMMANDS[name].check(arguments))
+        await COMMANDS[name].handler(
+            SimpleNamespace(jobs=jobs, record=lambda event: event), COMMANDS[name].check(arguments)
+        )
     assert ann in given
 
 
@@ -148,12 +150,24 @@ def test_the_command_line_starts_without_heavy_modules() -> None:
 
 
 async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_was_made_from(tmp_path: Path) -> None:
+    used: list[int] = []
+
+    recorded: list[tuple[str, int]] = []
+
     class Daemon:
         store = Store(tmp_path, [policy.SCHEMA])
 
         @staticmethod
         def now() -> datetime:
             return datetime(2026, 6, 1, tzinfo=UTC)
+
+        @staticmethod
+        def record(event: str) -> Record:
+            return lambda tx, facts: recorded.append((event, facts["number"]))
+
+        @staticmethod
+        async def use_policy() -> None:
+            used.append((await ask("policy.show", 1000)).number)
 
     async def ask(name: str, uid: int, **given: Any) -> Any:
         command = COMMANDS[name]
@@ -168,4 +182,6 @@ async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_
     with pytest.raises(ConfigError, match="unknown key"):
         await ask("policy.set", 1002, text="min_row = 51")
     assert await ask("policy.show", 1000) == kept
+    assert used == [1]
+    assert recorded == [("policy_set", 1)]
     Daemon.store.close()

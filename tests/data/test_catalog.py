@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeer import artifact
-from fedpeer.data import columns, csv
-from fedpeer.data.catalog import Catalog, nearest, read
+from fedpeer.data import columns, csv, source
+from fedpeer.data.catalog import Catalog
+from fedpeer.data.source import nearest
 from fedpeer.errors import DataError, NotFound, UsageError
 from fedpeer.stage import Table
 from fedpeer.store import Store
@@ -37,6 +38,13 @@ def write(tmp_path: Path):
         return str(path)
 
     return write
+
+
+def read(uri: str, id_column: str | None, label: str | None, text=()) -> Table:
+    """The source as a table in memory."""
+    with source.opened(uri) as opened:
+        kinds = source.choose_kinds(opened, id_column, label, text)
+        return Table(pa.Table.from_batches(source.rows(opened, kinds, id_column)), id_column, label)
 
 
 def refused(uri: str, id_column: str | None = None, label: str | None = None) -> DataError:
@@ -206,7 +214,8 @@ def test_sources_that_are_no_files_are_refused(write, tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
     for uri, says in [
-        ("postgresql://host/data.csv", "only files"),
+        ("postgresql://host/data.csv", "which table"),
+        ("nonsense://host/data.csv?table=t", "known neither"),
         ("file://host/data.csv", "only files"),
         ("data.csv", "not an absolute path"),
         (f"{tmp_path}/data.txt", "ends in none of .csv, .parquet"),

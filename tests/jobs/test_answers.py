@@ -13,6 +13,7 @@ from trio.abc import Clock
 from fedpeer import stage as stages
 from fedpeer.admin.caller import Caller
 from fedpeer.errors import PolicyError, UsageError
+from fedpeer.governance import audit
 from fedpeer.jobs import contract, lifecycle, service
 from fedpeer.jobs.views import JobView
 from fedpeer.mesh.records import Signed
@@ -215,11 +216,15 @@ async def test_what_is_like_an_approved_job_is_not_asked_again(autojump_clock: C
 
         other = await submit(peers, rules="restarts = 3")
         await until_asked(peers["bob"], other)
-        await bob.approvals.revoke(given.number, BEN)
+        await bob.approvals.revoke(given.number, BEN, record=peers["bob"].daemon.record("approval_revoked"))
         revoked = await submit(peers)
         await until_asked(peers["bob"], revoked)
         for job in (other, revoked):
             await peers["alice"].daemon.jobs.cancel(job)
+        # who decided what is in the audit log
+        entries = await peers["bob"].daemon.store.read(audit.entries)
+        by = [(entry.event, entry.facts.get("by")) for entry in entries if "appro" in entry.event]
+        assert by == [("approved", "ann (1000)"), ("approval_revoked", None)]
 
 
 async def test_a_review_shows_what_is_new_since_the_last_approved_job(autojump_clock: Clock, quick_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import msgspec
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from fedpeer.errors import DataError
 from fedpeer.peers import Peers
-from fedpeer.secure import exact
+from fedpeer.secure import dp, exact
 from fedpeer.stage import Params, Report, Sum, Table, at_least, stage
 
 DIGITS = 8
@@ -113,7 +114,133 @@ async def run(peers: Peers, params: Statistics, table: Table) -> dict[str, Any]:
     return {"report": Report({"n_samples": int(total["rows"][0]), "columns": columns})}
 
 
+class Private(Params, frozen=True):
+    epsilon: Annotated[float, msgspec.Meta(ge=0.01, le=100)]
+    """What a run costs of the privacy budget: less is more private, and noisier."""
+    columns: Annotated[dict[str, tuple[float, float]], msgspec.Meta(min_length=1, max_length=1000)]
+    """The columns, each with the bounds that its values are cut off at. Choose them without looking at the data."""
+    delta: Annotated[float, msgspec.Meta(ge=1e-15, le=1e-3)] = 1e-8
+    """How likely more is told than epsilon says; owners allow 1 / (10 · rows) in a year."""
+    bins: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
+    """Cells of a histogram, of equal width between the bounds."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in self.columns.items():
+            if not (low < high and math.isfinite(high - low)):
+                raise ValueError(
+                    f"the bounds of the column {name!r} are [{low:g}, {high:g}]: the lower one comes first"
+                )
+
+
+@stage(
+    version=1,
+    params=Private,
+    roles={"member": at_least(3)},
+    inputs={"table": Table},
+    outputs={"report": Report},
+    messages={
+        "noisy": Sum(
+            "of each named column, over all rows of all participants and with noise on every number: how many values, "
+            "how many are missing, the sums of the values and of their squares (cut off at the bounds of the "
+            "contract), the counts of rows in equal cells between the bounds. The noise is such that all of it "
+            "together is (epsilon, delta) differentially private for any one row",
+            group="data",
+        )
+    },
+    cost=lambda params: (params.epsilon, params.delta),
+    extra="dp",
+)
+async def private(peers: Peers, params: Private, table: Table) -> dict[str, Any]:
+    """Count, missing, mean, std and a histogram of the named columns, with differential privacy.
+
+    ```
+    turn  who    what                                                                       shape
+    0     all    noisy: count, missing, Σz, Σz², rows by cell of each column, all noised    d × (4 + bins) integers
+    ```
+    z is the value, cut off at its bounds, as a place from -1 to 1 between them. Everything is one sum of whole numbers
+    in steps of 1 / dp.GRID, so there is one noise and nothing to compose. There is no exact number in it: no minimum
+    and maximum, but bounds that were known before.
+
+    Sensitivity: a row has, in each column, a missing value, which adds 1 to one number; or a value, which adds 1 to the
+    count, 1 to one cell, |z| ≤ 1 and z² ≤ 1, each rounded to a step. In steps, and over d columns, a row more or less
+    moves the sum by at most √(d · 4 · GRID²): `squared_sensitivity`.
+
+    The report says the standard error that the noise gives each number; what the rows themselves vary comes on top of
+    it. A column whose count is lost in the noise is reported with its counts only. A row is what is hidden: a person
+    with many rows is hidden less.
+
+    Source: secure/dp.py. Errors of mean and std by the delta method.
+    """
+    names = sorted(params.columns)
+    cells = np.stack([_cells(numbers(table, name), *params.columns[name], params.bins) for name in names])
+    thousandths = dp.multiplier(params.epsilon, params.delta)
+    scale = dp.scale(thousandths, squared_sensitivity(len(names)), peers.honest)
+    told: dict[str, Any] = {}
+    own = {"noise": dp.discrete_gaussian(cells.shape, scale)}
+    for _ in peers.rounds(1, shared=told, own=own):
+        total = await peers.sum("noisy", cells + own["noise"])
+        told |= {"sums": total["values"], "contributors": len(total.survivors)}
+
+    error = scale * math.sqrt(told["contributors"]) / dp.GRID
+    columns = {
+        name: _estimates(sums, *params.columns[name], error)
+        for name, sums in zip(names, told["sums"] / dp.GRID, strict=True)
+    }
+    privacy = {
+        "epsilon": params.epsilon,
+        "delta": params.delta,
+        "unit": "one row, added or removed",
+        "noise_multiplier": thousandths / dp.THOUSAND,
+        "contributors": told["contributors"],
+    }
+    return {"report": Report({"columns": columns, "privacy": privacy})}
+
+
+def squared_sensitivity(columns: int) -> int:
+    """How far one row moves the sum of `private`, squared, in steps of the grid."""
+    return 4 * columns * dp.GRID**2
+
+
+def _cells(column: npt.NDArray[np.float64], low: float, high: float, bins: int) -> npt.NDArray[np.int64]:
+    """What one column adds to the sum of `private`, without noise, int64 of shape (4 + bins,)."""
+    values = np.clip(column[~np.isnan(column)], low, high)
+    z = 2.0 * ((values - low) / (high - low)) - 1.0
+    edges = _edges(np.array([low]), np.array([high]), bins)[0]
+    rows = np.bincount(np.searchsorted(edges[1:-1], values, side="right"), minlength=bins)
+    counts = np.array([values.size, column.size - values.size], dtype=np.int64)
+    sums = [np.rint(power * dp.GRID).astype(np.int64).sum() for power in (z, z * z)]
+    return np.concatenate([counts * dp.GRID, sums, rows * dp.GRID]).astype(np.int64)
+
+
+def _estimates(sums: npt.NDArray[np.float64], low: float, high: float, error: float) -> dict[str, Any]:
+    """What the noisy sums of a column say, each number with its standard error; `error` is that of a sum.
+
+    With noises e of the sums, to the first order: mean of z: (e1 - z̄·e0) / n; variance of z, that is m - z̄²:
+    (e2 - m·e0 - 2z̄·(e1 - z̄·e0)) / n; its root: half of that, divided by the root.
+    """
+    count, missing, first, second = sums[:4].tolist()
+    edges = _edges(np.array([low]), np.array([high]), sums.size - 4)[0].tolist()
+    rows = [round(number) for number in sums[4:].tolist()]
+    told: dict[str, Any] = {
+        "count": round(count),
+        "missing": round(missing),
+        "histogram": {"edges": edges, "counts": rows},
+    }
+    errors: dict[str, float] = dict.fromkeys(("count", "missing", "histogram"), error)
+    if count > 4 * error:
+        half = (high - low) / 2
+        z, m = min(max(first / count, -1.0), 1.0), min(max(second / count, 0.0), 1.0)
+        variance = max(m - z * z, 0.0)
+        of_variance = error / count * math.sqrt(1 + 4 * z * z + (2 * z * z - m) ** 2)
+        of_std = of_variance / (2 * math.sqrt(variance)) if variance > of_variance else math.sqrt(of_variance)
+        told |= {"mean": low + half * (z + 1), "std": half * math.sqrt(variance)}
+        errors |= {"mean": half * error / count * math.sqrt(1 + z * z), "std": half * of_std}
+    return told | {"standard_error": errors}
+
+
 def is_numeric(table: Table, name: str) -> bool:
+    if name not in table.data.column_names:
+        raise DataError(f"the table has no column {name!r}")
     kind = table.data.schema.field(name).type
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 

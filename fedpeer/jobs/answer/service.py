@@ -26,7 +26,7 @@ from fedpeer import codec
 from fedpeer.crypto import has_aes
 from fedpeer.data.catalog import Catalog, Snapshot
 from fedpeer.errors import ContractError, DataError, FedpeerError, NotFound, PolicyError
-from fedpeer.governance import approvals, policy
+from fedpeer.governance import approvals, budget, policy
 from fedpeer.governance.approvals import APPROVED, ASKING, REFUSED, Asked, Data
 from fedpeer.governance.decision import Decision, decide
 from fedpeer.governance.policy import Policy
@@ -40,6 +40,7 @@ from fedpeer.jobs.job.service import Job, seconds_of
 from fedpeer.jobs.lifecycle import Answer
 from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Store, Transaction
+from fedpeer.worker import sandbox
 
 LOOK_S = 600.0
 """So often at least a waiting job looks at the clock, which may have been set."""
@@ -217,6 +218,7 @@ class Answers:
 
         Raises PolicyError for a dataset with more rows than can be remembered.
         """
+        partners = [peer for peer in read.peers if peer != self._mesh.me]
         return await gathering.gather(
             read,
             contract_id,
@@ -226,6 +228,10 @@ class Answers:
             run_in_thread=self._run_in_thread,
             name_of=self._roster.name_of,
             now=self._now(),
+            spent=lambda tx, dataset: budget.most_spent(
+                tx, dataset, partners, rules, self._seconds(), self._roster.name_of
+            ),
+            sandbox_missing=tuple(f"{layer} ({remedy})" for layer, remedy in sandbox.probe().missing()),
         )
 
     async def _bring(self, job: Job) -> tuple[Answer, list[Data]]:

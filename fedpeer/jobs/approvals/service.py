@@ -26,7 +26,7 @@ from fedpeer.jobs.job.service import Job, seconds_of
 from fedpeer.jobs.lifecycle import Answer
 from fedpeer.jobs.views import ApprovalsView, AskedView, JobView, ReviewView, StandingView
 from fedpeer.mesh.service import Mesh
-from fedpeer.store import Store, Transaction
+from fedpeer.store import Record, Store, Transaction, unrecorded
 
 
 class Approvals:
@@ -119,10 +119,15 @@ class Approvals:
         await job.write(lambda tx: approvals.deny(tx, job.id, why), ("denied", {"by": _person(by), "why": why}))
         return job.seen()
 
-    async def revoke(self, number: int, by: Caller | None = None) -> StandingView:
+    async def revoke(self, number: int, by: Caller | None = None, *, record: Record = unrecorded) -> StandingView:
         """A standing approval covers nothing from now on; what it approved goes on. Raises NotFound."""
-        given = await self._store.write(lambda tx: approvals.revoke(tx, number, by, self._seconds()))
-        return self._standing(given)
+
+        def revoke(tx: Transaction) -> Standing:
+            given = approvals.revoke(tx, number, by, self._seconds())
+            record(tx, {"number": number, "job": given.contract.hex()})
+            return given
+
+        return self._standing(await self._store.write(revoke))
 
     async def _consider(self, job: Job, asked: Asked) -> tuple[Ask, Decision]:
         """What the policy of now says, from the facts of now, on the data that was pinned. Raises PolicyError."""

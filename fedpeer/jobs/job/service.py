@@ -3,7 +3,8 @@
 Rules
 * Responsible for the state of one job in memory; who acts on it is in the modules beside (service.py: its one task).
 * What was said are records of the mesh: `hear` reads them, `judge` says what follows (lifecycle.py decides).
-* What happened are lines: each changes the view, goes to the log with the next transaction, and to who watches.
+* What happened are lines: each changes the view, goes to the log and, as an entry, to the audit log with the next
+  transaction, and to who watches.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import trio
 from fedpeer import codec
 from fedpeer.errors import ContractError, FedpeerError, RemoteProtocolError
 from fedpeer.events import Events
+from fedpeer.governance import audit
 from fedpeer.jobs import archive, contract, lifecycle, views
 from fedpeer.jobs.contract import Contract
 from fedpeer.jobs.execution import Execution
@@ -153,14 +155,15 @@ class Job:
 
     async def write(self, function: Callable[[Transaction], T], *told: tuple[str, Facts]) -> T:
         """A transaction of this job, with the lines of its log; what it means is told when it is on disk."""
-        time = self.time()
+        now = self.time()
         pending, self._unwritten = self._unwritten, []
-        lines = [*pending, *((time, event, facts) for event, facts in told)]
+        lines = [*pending, *((now, event, facts) for event, facts in told)]
 
         def write(tx: Transaction) -> T:
             result = function(tx)
-            for line in lines:
-                archive.log(tx, self.id, *line)
+            for time, event, facts in lines:
+                archive.log(tx, self.id, time, event, facts)
+                audit.append(tx, time, event, self.id, facts)
             return result
 
         try:
@@ -169,7 +172,7 @@ class Job:
             self._unwritten = pending + self._unwritten
             raise
         for event, facts in told:
-            views.apply(self.view, time, event, facts)
+            views.apply(self.view, now, event, facts)
             self._events.publish(f"job:{self.id.hex()}", event, **facts)
             self._log.info("job", job_event=event, job=self.id.hex(), name=self.view.name, stage=facts.get("stage", ""))
         return result

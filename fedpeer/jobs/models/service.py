@@ -15,12 +15,13 @@ import pyarrow as pa
 from fedpeer import artifact, stage
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import Ambiguous, ContractError, JobError, NotFound
+from fedpeer.governance import passport
 from fedpeer.jobs import archive, contract
 from fedpeer.jobs.execution import StartWorker, run_alone
 from fedpeer.jobs.files.service import Files
 from fedpeer.jobs.views import JobView, ModelView
 from fedpeer.stage import KINDS
-from fedpeer.store import RunInThread, Store
+from fedpeer.store import RunInThread, Store, Transaction
 
 ModelViews = list[ModelView]
 
@@ -80,6 +81,21 @@ class Models:
         loaded = await self._run_in_thread(lambda: artifact.load("table", tables[0]))
         assert isinstance(loaded, stage.Table)
         return loaded.data
+
+    async def passport(self, ref: str) -> passport.File:
+        """Where a model is from, signed by those who made it. Raises NotFound, Ambiguous."""
+        view = await self.get(ref)
+        contract_id = bytes.fromhex(view.job)
+
+        def find(tx: Transaction) -> passport.File | None:
+            of_job = archive.outputs(tx, contract_id)
+            name = next(o.name for o in of_job if (o.stage, o.digest.hex()) == (view.stage, view.digest))
+            return passport.find(tx, contract_id, view.stage, name)
+
+        found = await self._store.read(find)
+        if found is None:
+            raise NotFound(f"the model {ref!r} has no passport: it is this peer's alone, or its job did not end well")
+        return found
 
     async def _kept(self) -> Sequence[tuple[ModelView, Path]]:
         found = []

@@ -20,7 +20,7 @@ from fedpeer import artifact
 from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
 from fedpeer.errors import JobError, PolicyError
-from fedpeer.governance import answered, approvals, policy
+from fedpeer.governance import answered, approvals, budget, passport, policy
 from fedpeer.governance.answered import Cohort
 from fedpeer.governance.decision import Ask
 from fedpeer.jobs import archive, checkpoint, contract
@@ -60,6 +60,7 @@ class Stages:
         if next(view for view in job.view.stages if view.id == entry.id).state == "waiting":
             await self._start(job, entry, declared)
         role_of, peer_of = entry.role_of, job.contract.peer_of
+        profile = contract.sums_of(job.contract, entry, self._stage)
         execution = Execution(
             job.id,
             entry.id,
@@ -80,6 +81,7 @@ class Stages:
             say=lambda event, **facts: job.say(event, facts),
             restarts=job.contract.rules.restarts,
             run_in_thread=self._run_in_thread,
+            honest=profile.honest if profile else 1,
         )
         job.execution = execution
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
@@ -88,7 +90,8 @@ class Stages:
     async def _start(self, job: Job, entry: StageEntry, declared: Stage) -> None:
         """Whether it may begin with the rows it gets: asked of the policy of now, and kept, before its first byte.
 
-        What these rows are, and that they count as answered from now on, is one commit. Raises PolicyError.
+        What these rows are, that they count as answered from now on, and what it costs of the privacy budget, is one
+        commit. Raises PolicyError.
         """
         cohorts: Sequence[Cohort] = ()
         if declared.messages:
@@ -104,6 +107,8 @@ class Stages:
             if failed := [finding.text for finding in findings if not finding.holds]:
                 why = f"stage {entry.id!r}: {'; '.join(failed)}"
                 raise PolicyError(why[: approvals.MAX_WHY], hint="fedpeer policy show")
+            due = budget.of_stage(job.id, stage, ask.me)
+            budget.charge(tx, due, policy.current(tx), job.time(), self._mesh.roster.name_of)
 
         await job.write(start, ("stage_started", told))
 
@@ -188,6 +193,7 @@ class Stages:
 
             def end(tx: Transaction) -> list[bytes]:
                 archive.end_stage(tx, job.id, entry.id, history, kept)
+                passport.keep_ran(tx, job.id, entry.id, checkpoint.ran(tx, job.id, entry.id))
                 return checkpoint.drop(tx, job.id, entry.id)
 
             for digest in await job.write(end, ("stage_done", {"stage": entry.id, "outputs": told})):

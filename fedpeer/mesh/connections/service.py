@@ -32,7 +32,7 @@ from fedpeer.mesh.door import Door, pause
 from fedpeer.mesh.roster import PeerView, Roster
 from fedpeer.mesh.session.service import Bell, Session
 from fedpeer.network import Listener, Network
-from fedpeer.store import Schema, Store
+from fedpeer.store import Record, Schema, Store, Transaction, unrecorded
 from fedpeer.wire.service import Link, initiate, respond
 
 DIAL_S: Final = 5.0
@@ -107,20 +107,30 @@ class Connections:
 
     # what an operator sees and does
 
-    async def add_peer(self, card_text: str) -> PeerView:
+    async def add_peer(self, card_text: str, *, record: Record = unrecorded) -> PeerView:
         """Add a peer, or replace its card. Raises CardError, TrustError (another peer of that name)."""
         card = self.roster.check(card_text)
         if self.roster.get(card.id) != card:
             now = _now()
-            await self._store.write(lambda tx: roster.save(tx, card, now))
+
+            def add(tx: Transaction) -> None:
+                roster.save(tx, card, now)
+                record(tx, {"peer": card.id, "name": card.name, "fingerprint": card.fingerprint, "card": card.text})
+
+            await self._store.write(add)
             self.roster.add(card)
             self._start_dialling(card.id)
         return self._view(card)
 
-    async def remove_peer(self, ref: str) -> PeerView:
+    async def remove_peer(self, ref: str, *, record: Record = unrecorded) -> PeerView:
         """Forget a peer and end the session with it at once. Raises NotFound, Ambiguous."""
         card = self._card(ref)
-        await self._store.write(lambda tx: roster.forget(tx, card.id))
+
+        def remove(tx: Transaction) -> None:
+            roster.forget(tx, card.id)
+            record(tx, {"peer": card.id, "name": card.name})
+
+        await self._store.write(remove)
         self.roster.remove(card.id)
         for session in [session for session in self._live if session.peer == card.id]:
             session.end("it was removed from the roster")

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from fedpeer import codec
+from fedpeer.data import offers
+from fedpeer.data.offers import Offers
 from fedpeer.errors import LocalProtocolError, RemoteProtocolError, SessionError, StoreError, TrustError
 from fedpeer.mesh import blobs, mail, records
 from fedpeer.mesh.blobs import Incoming
@@ -28,6 +30,7 @@ from fedpeer.mesh.mail import Place
 from fedpeer.mesh.messages import (
     ACKS,
     CHUNK_BYTES,
+    DATASETS,
     DIGEST_BYTES,
     GONE,
     HELLO,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 
 HELLO_S: Final = 5.0
 STALL_S: Final = 30.0
+ANSWER_S: Final = 10.0
 FRESH_S: Final = 3600.0
 """After so long the dialler ends a session and dials again: fresh keys, unknown to who learnt the old ones."""
 MAX_READY: Final = 4096
@@ -103,6 +107,9 @@ class Session:
         self._free_lanes = list(range(LANES))
         self._pulling: dict[int, tuple[Incoming, Bell]] = {}
         self._gone: Counter[bytes] = Counter()
+        self._asked = False  # what the other side offers; one question waits at a time
+        self._offers = Offers([], 0)
+        self._told = Bell()
 
     async def run(self) -> None:
         """Converse until the session ends; `reason` says why. Raises what failed here: StoreError, or a fault."""
@@ -123,7 +130,7 @@ class Session:
                     nursery.cancel_scope.cancel()
         finally:
             self._over = True
-            for _, bell in self._pulling.values():
+            for bell in (self._told, *(bell for _, bell in self._pulling.values())):
                 bell.ring()
             with trio.CancelScope(shield=True):
                 await self.link.aclose()
@@ -202,6 +209,10 @@ class Session:
                     case ("near", bytes(scope)), _:
                         if scope not in mesh.scopes or self.peer in mesh.scopes[scope].audience:
                             await link.send(SYNC, codec.encode(mesh.near(scope)))
+                    case ("ask datasets",), _:
+                        await link.send(DATASETS, b"")
+                    case ("datasets",), _:
+                        await link.send(DATASETS, b"", codec.encode(await mesh.offers()))
                     case ("sync", bytes(scope)), _:
                         await self._say_sync(scope, b"")
                     case ("ask", bytes(scope)), bytes(of):
@@ -272,6 +283,8 @@ class Session:
                 await self._want_came(codec.decode_as(Want, payload))
             case ("mail", bytes(scope)):
                 await self._letter_came(scope, codec.decode_as(LetterHead, header), payload)
+            case ("datasets",):
+                self._datasets_came(payload)
             case ("blob", int(lane)):
                 self._piece_came(lane, codec.decode_as(Chunk, header), payload)
             case _:
@@ -394,6 +407,29 @@ class Session:
         except RemoteProtocolError:
             path.unlink(missing_ok=True)
             raise
+
+    # datasets
+
+    async def ask_datasets(self) -> Offers:
+        """What the other side offers. Raises SessionError if it does not say so in time."""
+        if not self._asked:
+            self._asked = True
+            self._say(("ask datasets",), 0)
+        with trio.move_on_after(ANSWER_S) as patience:
+            await self._told.ticket.wait()
+        if self._over or patience.cancelled_caught:
+            reason = self.reason if self._over else f"no answer within {ANSWER_S:.0f} seconds"
+            raise SessionError(f"{self._mesh.roster.name_of(self.peer)}: {reason}", peer=self.peer)
+        return self._offers
+
+    def _datasets_came(self, payload: memoryview) -> None:
+        if not payload:
+            self._say(("datasets",), 0)
+            return
+        if not self._asked:
+            raise RemoteProtocolError("an answer to no question")
+        self._offers, self._asked = offers.parse(payload), False
+        self._told.ring()
 
     # files
 

@@ -126,10 +126,10 @@ async def mapped_with_errors(peers: Peers, params: Numbers) -> dict[str, Any]:
 
 
 @talk()
-async def mapped_and_killed(peers: Peers, params: Numbers) -> dict[str, Any]:
+async def mapped_and_aborted(peers: Peers, params: Numbers) -> dict[str, Any]:
     def one(item: int) -> int:
         if item == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.abort()
         return item
 
     peers.map(one, [0, 1, 2])
