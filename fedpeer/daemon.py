@@ -51,6 +51,8 @@ M_MMAP_THRESHOLD = -3
 MMAP_THRESHOLD = 1 << 20
 """Blocks of so many bytes are given back to the system when they are freed."""
 STATUS_S = 5.0
+RESERVE_BYTES = 16 << 20
+"""Room on the disk for what runs when the disk is full."""
 _PLACE = re.compile(r'\s*File "[^"]+", line \d+, in [\w<>.]+')
 
 
@@ -159,6 +161,7 @@ async def _main(config: Config, identity: Identity) -> None:
         run_store=_threads(1),  # one writer
         start_worker=_start_worker,
     )
+    daemon.store.reserve(RESERVE_BYTES)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(daemon.run)

@@ -46,6 +46,12 @@ class StoreError(FedpeerError):
     code = "store"
 
 
+class DiskFull(StoreError):
+    """The disk of this peer is full: what runs goes on while the reserve lasts, nothing new begins. Make room."""
+
+    code = "disk_full"
+
+
 # what others send
 
 

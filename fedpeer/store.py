@@ -9,6 +9,9 @@ Rules
 * What must happen in memory when a transaction is durable is given to `Transaction.after_commit`; it is called in the
   order of the commits, by the caller of `write` (never by the writer thread), before `write` returns.
 * A failed fsync or commit is never tried again: StoreError, and the daemon ends; it is clean after a restart.
+* Where the disk is full, what is running goes on for a while on a reserve (`reserve`): SQLite has rolled the
+  transaction back and synced nothing, so once the reserve is given up the same function runs again. `scarce` says that
+  nothing new should begin; the reserve is laid up again when there is room for twice of it.
 * Each package owns its tables: it declares a `Schema`, whose numbered steps are applied once and in order. A file
   written by a newer release is refused.
 
@@ -18,6 +21,7 @@ function is simply called).
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections import deque
@@ -95,6 +99,7 @@ class Store:
         self.files = folder / "files"
         self._run = run_in_thread
         self._committed: deque[Callable[[], None]] = deque()
+        self._reserve, self._reserve_bytes = folder / "reserve", 0
         try:
             self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -108,6 +113,7 @@ class Store:
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA foreign_keys=ON")
             self._migrate(schemas)
+            self._checkpoint()
             _sync_folder(folder)
         except BaseException as error:
             self._connection.close()
@@ -116,6 +122,42 @@ class Store:
             if isinstance(error, sqlite3.Error | OSError):
                 raise StoreError(f"{folder}: {error}") from None
             raise
+
+    def reserve(self, nbytes: int) -> None:
+        """Lay up so much room on the disk, to be used when there is no other; 0 gives it up for good."""
+        self._reserve_bytes = nbytes
+        self._reserve.unlink(missing_ok=True)
+        self._lay_up(needed=nbytes)
+
+    @property
+    def scarce(self) -> bool:
+        """Whether the reserve is in use: the disk is full, or all but."""
+        return self._reserve_bytes > 0 and not self._reserve.exists()
+
+    def _lay_up(self, needed: int) -> None:
+        """Take room for the reserve, if so much is free."""
+        room = os.statvfs(self.folder)
+        if not self._reserve_bytes or room.f_bavail * room.f_frsize < needed:
+            return
+        descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, self._reserve_bytes)
+        except OSError:
+            self._reserve.unlink()
+        finally:
+            os.close(descriptor)
+
+    def _with_reserve(self, work: Callable[[], T]) -> T:
+        """Do what needs room on the disk; a second time without the reserve, if there was none."""
+        if self.scarce:
+            self._lay_up(needed=2 * self._reserve_bytes)
+        try:
+            return work()
+        except (sqlite3.OperationalError, OSError) as error:
+            if not _is_full(error) or self._reserve_bytes == 0 or self.scarce:
+                raise
+            self._reserve.unlink()
+        return work()
 
     async def write(self, function: Callable[[Transaction], T]) -> T:
         """Run `function` in one transaction and commit it durably; its exception rolls everything back."""
@@ -151,7 +193,7 @@ class Store:
             self._committed.extend(transaction.callbacks)
             return result
 
-        return self._guarded(transact)
+        return self._guarded(lambda _: self._with_reserve(lambda: transact(Transaction(self._connection))))
 
     def _tell(self) -> None:
         while self._committed:
@@ -172,21 +214,9 @@ class Store:
         path = self.path_of(digest)
         if path.exists():
             return digest
-        part = path.with_suffix(".part")
         try:
-            part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-            try:
-                for piece in pieces:
-                    while piece:
-                        piece = piece[os.write(descriptor, piece) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            part.rename(path)
-            _sync_folder(self.files)
+            self._with_reserve(lambda: _put(path, pieces))
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise StoreError(f"{path}: {error.strerror}") from None
         return digest
 
@@ -217,6 +247,12 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(f"{self.folder}: {error}") from error
 
+    def _checkpoint(self) -> None:
+        """Write the whole log into the file, durably: while SQLite makes a database it is silent about failed syncs."""
+        (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StoreError(f"{self.folder} is in use by somebody else")
+
     def _migrate(self, schemas: Sequence[Schema]) -> None:
         self._connection.execute("CREATE TABLE IF NOT EXISTS schema (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")
         for schema in schemas:
@@ -240,6 +276,32 @@ def _digest(pieces: Sequence[memoryview]) -> bytes:
     for piece in pieces:
         hasher.update(piece)
     return hasher.digest()
+
+
+def _put(path: Path, pieces: Sequence[memoryview]) -> None:
+    """Write a file, durably, or leave nothing."""
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        try:
+            for piece in pieces:
+                while piece:
+                    piece = piece[os.write(descriptor, piece) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.rename(path)
+        _sync_folder(path.parent)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _is_full(error: sqlite3.OperationalError | OSError) -> bool:
+    if isinstance(error, sqlite3.OperationalError):
+        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    return error.errno == errno.ENOSPC
 
 
 def _sync_folder(folder: Path) -> None:

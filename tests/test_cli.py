@@ -42,9 +42,14 @@ from fedpeer.admin.commands import (
     PolicyView,
     StatusView,
 )
+from fedpeer.crypto import Secret
 from fedpeer.data.catalog import DatasetView
 from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, NotFound, PolicyError, TimedOut, by_code
 from fedpeer.events import Events
+from fedpeer.governance import export
+from fedpeer.governance import tree as audit_tree
+from fedpeer.governance.export import Line
+from fedpeer.identity import Identity
 from fedpeer.jobs.views import (
     ApprovalsView,
     AskedView,
@@ -381,6 +386,27 @@ def test_a_budget_is_shown_with_its_limits_and_its_charges(peer: Peer, run: Run)
 def test_the_log_names_who_is_in_a_sum(peer: Peer, run: Run) -> None:
     assert run("job", "logs", "ab12")[1] == "t  sums over  stage=fit  turn=1  survivors=clinic, fp1gone\n"
     assert json.loads(run("job", "logs", "ab12", "--json")[1])["data"][0]["facts"]["survivors"] == ["fp1a", "fp1gone"]
+
+
+def test_a_log_is_exported_page_by_page_and_that_of_the_own_daemon_verified(
+    peer: Peer, run: Run, tmp_path: Path
+) -> None:
+    alice = Identity(Secret(bytes(32)))
+    grown, entries = audit_tree.Growing(), []
+    for number in range(1, 6):
+        body = b"body %d" % number
+        entries.append(Line(number=number, entry=body, nodes=b"".join(grown.add(audit_tree.leaf(number, body)))))
+    top = [Line(fedpeer_audit=1, owner=alice.id), Line(card=alice.card("alice").text)]
+    pages = [export.lines(top), export.lines(entries[:3]), export.lines(entries[3:]), b""]
+    peer.answers["audit.export"] = iter([*pages, *pages]).__next__
+    file = tmp_path / "log"
+    code, out, _ = run("audit", "export", str(file))
+    assert (code, "wrote 5 entries" in out) == (0, True)
+    assert [ask["since"] for name, ask in peer.asked if name == "audit.export"] == [0, 1, 4, 6]
+    assert file.read_bytes() == b"".join(pages)
+    assert file.stat().st_mode & 0o777 == 0o600
+    code, out, _ = run("audit", "verify")
+    assert (code, "all 5 entries" in out, "nobody else signed it" in out) == (0, True, True)
 
 
 def test_people_see_units_and_machines_raw_numbers(peer: Peer, run: Run) -> None:

@@ -393,7 +393,14 @@ async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
 
     by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
     uid = os.geteuid() if by is None else by.uid
-    kept = await daemon.store.write(lambda tx: policy.keep(tx, ask.text, uid, now, ask.after))
+    record = daemon.record("policy_set")
+
+    def keep(tx: Transaction) -> policy.Kept:
+        kept = policy.keep(tx, ask.text, uid, now, ask.after)
+        record(tx, {"policy": kept.number, "text": ask.text})
+        return kept
+
+    kept = await daemon.store.write(keep)
     return PolicyView(**msgspec.structs.asdict(kept))
 
 
@@ -495,7 +502,8 @@ async def audit_list(daemon: Daemon, ask: SomeEntries) -> list[EntryView]:
     """List entries of the audit log, oldest first: what was decided and done here."""
     from fedpeer.governance import audit
 
-    job = bytes.fromhex((await daemon.jobs.get(ask.job)).id) if ask.job else b""
+    known = re.fullmatch("[0-9a-f]{64}|", ask.job)  # a whole id: perhaps of a job that is forgotten here
+    job = bytes.fromhex(ask.job if known else (await daemon.jobs.get(ask.job)).id)
     found = await daemon.store.read(lambda tx: audit.entries(tx, job=job, since=ask.since, limit=ask.limit))
     return [_entry(entry) for entry in found]
 

@@ -80,10 +80,10 @@ def page(tx: Transaction, owner: str, card: str, since: int) -> bytes:
     """The lines of the file from entry `since` on, at most PAGE; with 0 all that stands before the entries."""
     if since:
         rows = audit.stored(tx, since, PAGE)
-        return _lines(Line(number=number, entry=body, nodes=nodes) for number, body, nodes in rows)
+        return lines(Line(number=number, entry=body, nodes=nodes) for number, body, nodes in rows)
     kept = heads.statements(tx)
     cards = {**kept.cards, owner: card}
-    return _lines(
+    return lines(
         [
             Line(fedpeer_audit=FORMAT, owner=owner),
             *(Line(card=text) for text in cards.values()),
@@ -93,8 +93,9 @@ def page(tx: Transaction, owner: str, card: str, since: int) -> bytes:
     )
 
 
-def _lines(lines: Iterable[Line]) -> bytes:
-    return b"".join(_encoder.encode(line) + b"\n" for line in lines)
+def lines(of: Iterable[Line]) -> bytes:
+    """As they stand in the file."""
+    return b"".join(_encoder.encode(line) + b"\n" for line in of)
 
 
 @dataclass

@@ -18,11 +18,10 @@ Rules
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 
@@ -37,6 +36,7 @@ from fedpeer.errors import (
     Ambiguous,
     Cancelled,
     ContractError,
+    DiskFull,
     Equivocation,
     FedpeerError,
     JobError,
@@ -57,6 +57,7 @@ from fedpeer.jobs.files.service import Files
 from fedpeer.jobs.job.service import Job, seconds_of, time_of
 from fedpeer.jobs.lifecycle import Done
 from fedpeer.jobs.models.service import Models
+from fedpeer.jobs.passports import passport_of
 from fedpeer.jobs.stages.service import Stages
 from fedpeer.jobs.views import DecisionView, FindingView, JobView, LogLine
 from fedpeer.jobs.witness.service import GRACE_S, Witness
@@ -70,6 +71,8 @@ LogLines = list[LogLine]
 
 MAX_PROPOSED = 64
 """Jobs of one initiator that live here or are served at a time; more of its contracts are not taken."""
+MAX_PER_DAY = 200
+"""Contracts of one other initiator that are taken within 24 hours: each leaves entries in the audit log for ever."""
 MAX_UNAGREED = 200
 """Jobs of one other initiator that are kept when they are over though they were never agreed."""
 
@@ -160,8 +163,10 @@ class Jobs:
     async def submit(self, text: str, by: Caller | None = None) -> JobView:
         """Propose the contract of a TOML text to its participants; `by`, who does, approves our own part of it.
 
-        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it.
+        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it, DiskFull.
         """
+        if self._store.scarce:
+            raise DiskFull
         read = await self._written(text)
         await self._answers.check_policy(read)
         return (await self._add(codec.encode(read), read, by)).seen()
@@ -238,6 +243,11 @@ class Jobs:
             not job.closed and job.contract.peer_of[job.contract.initiator] == record.sender
             for job in self._jobs.values()
         )
+        yesterday = time_of(self._now() - timedelta(days=1))
+        recent = sum(
+            job.view.created > yesterday and job.contract.peer_of[job.contract.initiator] == record.sender
+            for job in self._jobs.values()
+        )
         wrong = {
             "its id is not its hash": contract.contract_id(record.body) != record.scope,
             "it is not sent by its initiator": read.peer_of.get(read.initiator) != record.sender,
@@ -245,6 +255,8 @@ class Jobs:
             "a peer is in it twice": len(set(read.peers)) < len(read.peers) or len(read.peer_of) < len(read.peers),
             "it expired": read.expires <= self._seconds(),
             "the initiator has too many jobs here": living >= MAX_PROPOSED,
+            "the disk is full": self._store.scarce,
+            "the initiator proposed too many contracts within a day": recent >= MAX_PER_DAY,
         }
         if any(wrong.values()):
             reason = next(reason for reason, holds in wrong.items() if holds)
@@ -381,7 +393,8 @@ class Jobs:
         def say(tx: Transaction) -> None:
             for kept in equal:
                 if kept.kind == "model":  # before "done": who has heard that has its signature too
-                    data = passport.document(_passport(job, kept, histories[kept.stage], tx))
+                    made = passport_of(tx, job.contract, kept, histories[kept.stage], self._stage)
+                    data = passport.document(made)
                     passport.keep(tx, job.id, kept.stage, kept.name, data)
                     slot = f"{kept.stage}.{kept.name}"
                     self._mesh.publish(tx, job.id, passport.PASSPORT, slot, passport.digest(data))
@@ -478,42 +491,6 @@ class Jobs:
 
     def _seconds(self) -> int:
         return seconds_of(self._now())
-
-
-def _passport(
-    job: Job, kept: archive.KeptOutput, history: bytes, tx: Transaction, cost: tuple[float, float] | None = None
-) -> passport.Passport:
-    """The passport of a model that is equal at all who have a role in its stage.
-
-    `cost`: (ε, δ) of the stage as the contract states it, None if it adds no noise.
-    """
-    read, entry = job.contract, job.contract.stage(kept.stage)
-    ran = passport.ran(tx, job.id, kept.stage)
-    metrics, metrics_left_out = passport.metrics(kept.facts["facts"])
-    sums, sums_left_out = passport.sums(ran)
-    return passport.Passport(
-        contract=job.id.hex(),
-        job=read.name,
-        purpose=read.purpose,
-        initiator=read.initiator,
-        participants=read.peer_of,
-        stage=entry.id,
-        output=kept.name,
-        run=entry.run,
-        declaration=entry.declaration.hex(),
-        params=json.loads(entry.params),
-        contributors=[alias for alias, _ in entry.roles],
-        rounds=ran.rounds,
-        history=history.hex(),
-        sums=sums,
-        sums_left_out=sums_left_out,
-        epsilon=cost[0] if cost else None,
-        delta=cost[1] if cost else None,
-        model=kept.digest.hex(),
-        algorithm=kept.facts["algorithm"],
-        metrics=metrics,
-        metrics_left_out=metrics_left_out,
-    )
 
 
 def _one(error: BaseException) -> BaseException:

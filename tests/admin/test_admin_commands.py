@@ -22,7 +22,7 @@ from fedpeer.admin.client import request
 from fedpeer.admin.commands import COMMANDS, Command
 from fedpeer.errors import ConfigError, UsageError
 from fedpeer.governance import policy
-from fedpeer.store import Store
+from fedpeer.store import Record, Store
 
 LOCAL = {"init", "run", "config.show", "events", "job.watch", "policy.edit", "audit.verify", "model.verify"}
 """verbs that are no row of the table"""
@@ -148,8 +148,14 @@ def test_the_command_line_starts_without_heavy_modules() -> None:
 
 
 async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_was_made_from(tmp_path: Path) -> None:
+    told: list[Any] = []
+
     class Daemon:
         store = Store(tmp_path, [policy.SCHEMA])
+
+        @staticmethod
+        def record(event: str) -> Record:
+            return lambda _tx, facts: told.append((event, facts["policy"], facts["text"]))
 
         @staticmethod
         def now() -> datetime:
@@ -168,4 +174,5 @@ async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_
     with pytest.raises(ConfigError, match="unknown key"):
         await ask("policy.set", 1002, text="min_row = 51")
     assert await ask("policy.show", 1000) == kept
+    assert told == [("policy_set", 1, "min_rows = 50")]
     Daemon.store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trio.abc import Clock
 from fedpeer import stage as stages
 from fedpeer.admin.caller import Caller
 from fedpeer.errors import PolicyError, UsageError
+from fedpeer.governance import audit
 from fedpeer.jobs import contract, lifecycle, service
 from fedpeer.jobs.views import JobView
 from fedpeer.mesh.records import Signed
@@ -216,6 +218,12 @@ async def test_what_is_like_an_approved_job_is_not_asked_again(autojump_clock: C
         other = await submit(peers, rules="restarts = 3")
         await until_asked(peers["bob"], other)
         await bob.approvals.revoke(given.number, BEN)
+        (entry,) = await peers["bob"].daemon.store.read(partial(audit.entries, limit=1))
+        assert (entry.event, entry.facts["by"], entry.facts["number"]) == (
+            "standing_revoked",
+            "ben (1001)",
+            given.number,
+        )
         revoked = await submit(peers)
         await until_asked(peers["bob"], revoked)
         for job in (other, revoked):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import trio
 from test_federation import ends, settle
 from trio.abc import Clock
 
 from fedpeer import stage as stages
-from fedpeer.errors import AuditBroken
+from fedpeer.admin import caller
+from fedpeer.admin.commands import COMMANDS
+from fedpeer.errors import AuditBroken, NotFound
 from fedpeer.governance import audit, export, heads, passport
+from fedpeer.jobs import service
 from fedpeer.jobs.views import JobView
 from fedpeer.peers import Peers
 from fedpeer.stage import Model, Params, Report, Stage, Sum, at_least, stage
@@ -37,6 +40,7 @@ async def note(peers: Peers, params: Params) -> dict[str, Any]:
     inputs={},
     outputs={"model": Model},
     messages={"value": Sum("a value", group="turn")},
+    cost=lambda params: (0.5, 1e-6),
 )
 async def fit(peers: Peers, params: Params) -> dict[str, Any]:
     shared = {"w": np.zeros(1)}
@@ -63,9 +67,8 @@ async def run_job(peers: Federation, name: str = "job", text: str = NOTE) -> dic
 
 async def exported(peers: Federation, name: str) -> list[bytes]:
     """The lines of a peer's audit log, as `fedpeer audit export` writes them."""
-    daemon, pages, since = peers[name].daemon, b"", 0
-    card = daemon.connections.card
-    while page := await daemon.store.read(partial(export.page, owner=card.id, card=card.text, since=since)):
+    command, pages, since = COMMANDS["audit.export"], b"", 0
+    while page := await command.handler(peers[name].daemon, command.check({"since": since})):
         pages += page
         since = since + page.count(b"\n") if since else 1
     return pages.splitlines(keepends=True)
@@ -163,13 +166,77 @@ async def test_a_log_that_lost_or_changed_its_history_is_found_by_the_partners_a
         with pytest.raises(AuditBroken, match="carol"):
             export.verify(list(files.items()))
 
-        accepting = [peers[name].daemon for name in ("alice", "bob")]
-        for daemon in accepting:
-            carol = daemon.connections.peer("carol").id
-            await daemon.store.write(lambda tx, carol=carol: heads.accept(tx, carol))
+        command = COMMANDS["audit.accept"]
+        for name in ("alice", "bob"):
+            assert (await command.handler(peers[name].daemon, command.check({"ref": "carol"})))["known"] > 0
+            assert (await events(peers, name))[-1] == "history_accepted"
         await run_job(peers, "fourth")
         for name in ("alice", "bob"):
             assert (await events(peers, name)).count("history_changed") == 1
+
+
+async def test_what_a_partner_can_cause_to_be_appended_is_bounded(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_PER_DAY", 3)
+    async with federation(quick_path, NAMES, find=find) as peers:
+        alice = peers["alice"].daemon
+        for i in range(3):
+            await run_job(peers, f"job-{i}")
+        entries = len(await events(peers, "alice"))
+        await peers["bob"].daemon.jobs.submit(peers.contract(NOTE, name="one-more"))
+        await trio.sleep(60)
+        assert (len(await alice.jobs.list()), len(await events(peers, "alice"))) == (3, entries)
+        peers.ahead_s += 25 * 3600
+        job = await peers["bob"].daemon.jobs.submit(peers.contract(NOTE, name="tomorrow"))
+        assert (await ends(peers, job.id))["alice"].state == "done"
+
+
+async def test_a_known_head_that_is_made_up_harms_nobody_but_is_told(autojump_clock: Clock, quick_path: Path) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await run_job(peers, "first")
+        mallory, alice = peers["carol"], peers["alice"].identity.id
+        await mallory.daemon.store.write(lambda tx: heads.move_tip(tx, alice, [], (3, b"f" * 32)))
+        await run_job(peers, "second")
+        (told,) = [
+            entry
+            for entry in await peers["alice"].daemon.store.read(audit.entries)
+            if entry.event == "own_history_lost"
+        ]
+        assert told.facts == {"peers": ["carol"]}
+        assert "history_changed" not in await events(peers, "bob")
+        log = (await verified(peers))["alice"]
+        assert (log.signed, {s.name for s in log.cosigners if s.number == log.entries}) == (log.entries, {"bob"})
+
+
+async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
+    autojump_clock: Clock, quick_path: Path
+) -> None:
+    (quick_path / "rows.csv").write_text("id,a\n1,0.5\n2,0.25\n")
+    asks = (
+        ("peer.add", {"card": ""}),
+        ("dataset.add", {"name": "rows", "uri": str(quick_path / "rows.csv")}),
+        ("dataset.remove", {"ref": "rows"}),
+        ("peer.remove", {"ref": "bob"}),
+    )
+    async with federation(quick_path, NAMES[:2], introduced=False, find=find) as peers:
+        alice = peers["alice"].daemon
+        for name, given in asks:
+            command = COMMANDS[name]
+            if "card" in given:
+                given["card"] = peers["bob"].daemon.connections.card.text
+            with caller.calling(caller.Caller(uid=1234, pid=1, user="ann")):
+                await command.handler(alice, command.check(given))
+        told = await alice.store.read(audit.entries)
+        assert [entry.event for entry in told] == ["peer_added", "dataset_added", "dataset_removed", "peer_removed"]
+        assert {(entry.facts["uid"], entry.facts["user"]) for entry in told} == {(1234, "ann")}
+        assert told[1].facts["rows"] == 2
+        shown = COMMANDS["audit.show"].handler(alice, COMMANDS["audit.show"].check({"number": 2}))
+        assert (await shown).event == "dataset_added"
+        listed = COMMANDS["audit.list"].handler(alice, COMMANDS["audit.list"].check({"job": "ab" * 32}))
+        assert await listed == []
+        with pytest.raises(NotFound):
+            await COMMANDS["audit.show"].handler(alice, COMMANDS["audit.show"].check({"number": 9}))
 
 
 async def test_a_model_has_one_passport_at_all_signed_by_all(autojump_clock: Clock, quick_path: Path) -> None:
@@ -180,7 +247,7 @@ async def test_a_model_has_one_passport_at_all_signed_by_all(autojump_clock: Clo
         assert len({passport.document(file.passport) for file in files}) == 1
         assert (told.contract, told.rounds, told.contributors) == (views["bob"].id, 2, NAMES)
         assert told.sums == [{"survivors": NAMES, "first_turn": 1, "last_turn": 2, "sums": 2}]
-        assert (told.metrics, told.metrics_left_out, told.epsilon) == ({"n": 3}, 1, None)
+        assert (told.metrics, told.metrics_left_out, told.epsilon, told.delta) == ({"n": 3}, 1, 0.5, 1e-6)
         for file in files:
             found = passport.verify(msgspec.json.encode(file))
             assert (found.model, found.missing, len(found.signed_by)) == (views["bob"].outputs[0].digest, [], 3)

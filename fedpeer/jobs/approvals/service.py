@@ -15,14 +15,14 @@ from datetime import datetime
 from fedpeer import codec
 from fedpeer.admin.caller import Caller
 from fedpeer.errors import PolicyError, UsageError
-from fedpeer.governance import approvals, policy
+from fedpeer.governance import approvals, audit, policy
 from fedpeer.governance.approvals import APPROVED, Asked, Standing, who
 from fedpeer.governance.decision import Ask, Decision, decide
 from fedpeer.jobs import archive, contract
 from fedpeer.jobs.answer.asking import ask_of
 from fedpeer.jobs.answer.review import review, utc
 from fedpeer.jobs.answer.service import Answers
-from fedpeer.jobs.job.service import Job, seconds_of
+from fedpeer.jobs.job.service import Job, seconds_of, time_of
 from fedpeer.jobs.lifecycle import Answer
 from fedpeer.jobs.views import ApprovalsView, AskedView, JobView, ReviewView, StandingView
 from fedpeer.mesh.service import Mesh
@@ -121,8 +121,15 @@ class Approvals:
 
     async def revoke(self, number: int, by: Caller | None = None) -> StandingView:
         """A standing approval covers nothing from now on; what it approved goes on. Raises NotFound."""
-        given = await self._store.write(lambda tx: approvals.revoke(tx, number, by, self._seconds()))
-        return self._standing(given)
+        now = self._now()
+
+        def revoke(tx: Transaction) -> Standing:
+            given = approvals.revoke(tx, number, by, seconds_of(now))
+            facts = {"by": _person(by), "number": number, "initiator": given.initiator, "name": given.name}
+            audit.append(tx, time_of(now), "standing_revoked", None, facts)
+            return given
+
+        return self._standing(await self._store.write(revoke))
 
     async def _consider(self, job: Job, asked: Asked) -> tuple[Ask, Decision]:
         """What the policy of now says, from the facts of now, on the data that was pinned. Raises PolicyError."""
