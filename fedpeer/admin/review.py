@@ -30,7 +30,7 @@ def review(view: dict[str, Any]) -> str:
                 ("state", view["state"]),
                 ("answer until", view["until"]),
                 ("approved by", f"{approved}: {clean(view['approved'])}" if view["approved"] else approved),
-                ("released to all", view["released"] or "nothing: each keeps its own part"),
+                ("released to all", view["released"] or "nothing more than what its stages let out"),
                 ("privacy cost", _cost(view["epsilon"])),
             ]
         )
