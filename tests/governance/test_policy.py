@@ -163,7 +163,7 @@ def test_fewer_own_rows_than_100_are_refused(of: Stage) -> None:
     ],
 )
 def test_a_cell_a_cluster_or_a_leaf_of_fewer_than_10_rows_is_refused(of: Stage, few: Params, enough: Params) -> None:
-    refused(decide(AUTO, ask(stage_ask(of, few))), "min_cell", "min_cell = 9 in the contract, min_cell = 10")
+    refused(decide(AUTO, ask(stage_ask(of, few))), "min_cell", "= 9 in the contract, min_cell = 10")
     allowed(decide(AUTO, ask(stage_ask(of, enough))))
 
 
