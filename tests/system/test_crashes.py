@@ -127,7 +127,7 @@ def check_the_next_life(told: list[list[Any]], status: int, after: list[list[Any
     again = [said for said in after if said[1] in ("dataset", "submitted")]
     assert not [said for said in told if said in again], f"{where}: made again though it was told: {again}"
     for name, event, *_ in told:
-        if event in ("agreed", "stage_done", "done"):
+        if event in ("approved", "agreed", "stage_started", "stage_done", "done"):
             assert event in ends[name][3], f"{where}: {name} told {event}, and its log has lost it"
 
 
