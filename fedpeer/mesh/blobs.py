@@ -115,7 +115,8 @@ class Fetched:
 class Incoming:
     """One file on its way to us, or through us. `offset` is where the next piece belongs.
 
-    `digest_of` gives the digest of the whole, if it is not that of a file of the store; `writing` calls what writes (Store.with_reserve does, on a full disk).
+    `digest_of` gives the digest of the whole, if it is not that of a file of the store; `writing` calls what writes
+    (Store.with_reserve does it again on a full disk).
     """
 
     def __init__(
