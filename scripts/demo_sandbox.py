@@ -196,7 +196,7 @@ def ask_properly(
             break
     story.say(f"{OWNER}'s policy allows it if the operator does, who reads what it is about, and approves it.")
     story.types(owner, "approvals", show="^(JOB.*APPROVED|[0-9a-f]{12} .* of 1)")
-    matters = "^(purpose|proposed|  reads|  privacy|LETS OUT|noisy|policy|the first|approved with| +budget.e).*"
+    matters = "^(purpose|proposed|  reads|  privacy|LETS OUT|noisy|policy|the first|approved with|  budget.e).*"
     code, printed = story.types(owner, "job", "approve", "with-noise", "--yes", show=matters)
     if code:
         raise DemoError(f"{OWNER} cannot approve: {printed.strip().splitlines()[-1]}")
