@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fedpeer.crypto import Buffer, Hasher
-from fedpeer.errors import StoreError
+from fedpeer.errors import DiskFull, StoreError
 
 INLINE_BYTES = 64 * 1024
 READ_BYTES = 1 << 20
@@ -221,7 +221,7 @@ class Store:
             return digest
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
-        self._write_part(part, pieces)
+        self._write_part(part, pieces, self.with_reserve)
         self._name_part(part, path)
         return digest
 
@@ -230,14 +230,17 @@ class Store:
 
         It runs in the caller's thread, for the writer's may not wait for the source of the pieces. What that raises
         passes, and nothing is kept. The digest begins with the length, so the file is read once more when it is known.
+        The reserve is not for this: DiskFull.
         """
         part = self.files / f"{next(self._parts)}.part"
-        self._write_part(part, (memoryview(piece).cast("B") for piece in pieces))
+        self._write_part(part, (memoryview(piece).cast("B") for piece in pieces), lambda write: write())
         digest = _digest_of_file(part)
         self._name_part(part, self.path_of(digest))
         return digest
 
-    def _write_part(self, part: Path, pieces: Iterable[memoryview]) -> None:
+    def _write_part(
+        self, part: Path, pieces: Iterable[memoryview], writing: Callable[[Callable[[], int]], int]
+    ) -> None:
         with _named(part):
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
         try:
@@ -245,7 +248,7 @@ class Store:
                 left = piece
                 with _named(part):
                     while left:
-                        left = left[self.with_reserve(partial(os.write, descriptor, left)) :]
+                        left = left[writing(partial(os.write, descriptor, left)) :]
             with _named(part):
                 os.fsync(descriptor)
         except BaseException:
@@ -334,11 +337,11 @@ def _digest_of_file(path: Path) -> bytes:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An OSError becomes a StoreError that names the file."""
+    """An OSError becomes a StoreError that names the file, DiskFull where that is the reason."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from None
+        raise (DiskFull if _is_full(error) else StoreError)(f"{path}: {error.strerror}") from None
 
 
 def _sync_folder(folder: Path) -> None:

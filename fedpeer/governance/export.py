@@ -180,6 +180,8 @@ def _verify(file: _File, said: Sequence[_Statement], cards: dict[str, Card]) -> 
     def name_of(peer: str) -> str:
         return cards[peer].name if peer in cards else peer
 
+    heads = {(one.number, one.root) for one in said if one.signer == file.owner}
+    said = [one for one in said if (one.number, one.root) in heads]  # under what is no head of theirs anybody may sign
     signed: dict[int, list[tuple[bytes, str]]] = defaultdict(list)
     for one in said:
         signed[one.number].append((one.root, name_of(one.signer)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,9 @@ import trio
 from trio.abc import Clock
 
 from fedpeer import stage as stages
+from fedpeer import store
 from fedpeer.admin.caller import Caller
+from fedpeer.data.catalog import Snapshot
 from fedpeer.errors import PolicyError, UsageError
 from fedpeer.governance import audit
 from fedpeer.jobs import contract, lifecycle, service
@@ -514,3 +518,43 @@ async def test_what_was_answered_is_kept_over_a_kill(autojump_clock: Clock, quic
         assert await outcome(peers, TALLY) == ("done", "")  # the same run is no other answer
         assert bob.deaths == 1
         assert (await outcome(peers, PICK % (55, "true")))[0] == "policy"
+
+
+async def test_a_contract_that_the_policy_refuses_unseen_has_no_table_read(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        bob = peers["bob"].daemon
+        taken: list[str] = []
+        snapshot = bob.catalog.snapshot
+
+        async def counted(name: str) -> Snapshot:
+            taken.append(name)
+            return await snapshot(name)
+
+        monkeypatch.setattr(bob.catalog, "snapshot", counted)
+        await prepare(peers, MORE_ROWS)
+        await submit(peers)
+        await trio.sleep(5)
+        assert (taken, list(bob.store.files.iterdir())) == ([], [])
+
+
+async def test_a_table_that_does_not_fit_on_the_disk_is_refused_and_the_daemon_lives(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        write = os.write
+
+        def full(descriptor: int, data: bytes) -> int:
+            if "/bob/" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(descriptor, data)
+
+        monkeypatch.setattr(store.os, "write", full)
+        peers["bob"].daemon.store.reserve(1 << 20)
+        job = await submit(peers)
+        (_, bob, _) = await ended(peers, job)
+        assert bob.error is not None
+        assert bob.error.code == "disk_full"
+        assert not peers["bob"].daemon.store.scarce

@@ -23,8 +23,10 @@ from fedpeer.errors import AuditBroken, NotFound
 from fedpeer.governance import audit, export, heads, passport
 from fedpeer.jobs import service
 from fedpeer.jobs.views import JobView
+from fedpeer.jobs.witness.service import Witness
 from fedpeer.peers import Peers
 from fedpeer.stage import Model, Params, Report, Stage, Sum, at_least, stage
+from fedpeer.store import Transaction
 from fedpeer.testing.federation import Federation, federation
 
 NAMES = ["alice", "bob", "carol"]
@@ -257,3 +259,22 @@ async def test_a_model_has_one_passport_at_all_signed_by_all(autojump_clock: Clo
             assert (found.model, found.missing, len(found.signed_by)) == (views["bob"].outputs[0].digest, [], 3)
         await peers["carol"].restart()
         assert await peers["carol"].daemon.jobs.models.passport("job") == files[2]
+
+
+async def test_what_a_partner_signs_that_is_no_head_of_ours_does_not_count(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        alice, carol = peers["alice"].identity.id, peers["carol"].identity.id
+        publish = Witness._publish
+
+        def lie(self: Witness, tx: Transaction, kind: str, slot: str, record: Any) -> None:
+            if kind == heads.COSIGN and self._mesh.me == carol:
+                record = heads.Cosign((*record.heads, (alice, 10**6, bytes(32))))
+            publish(self, tx, kind, slot, record)
+
+        monkeypatch.setattr(Witness, "_publish", lie)
+        await run_job(peers)
+        for name in NAMES:
+            (log,) = export.verify([(name, await exported(peers, name))])
+            assert log.cosigners

@@ -25,7 +25,7 @@ import trio
 from fedpeer import codec
 from fedpeer.crypto import has_aes
 from fedpeer.data.catalog import Catalog, Snapshot
-from fedpeer.errors import ContractError, DataError, FedpeerError, NotFound, PolicyError
+from fedpeer.errors import ContractError, DataError, DiskFull, FedpeerError, NotFound, PolicyError
 from fedpeer.governance import approvals, budget, policy
 from fedpeer.governance.approvals import APPROVED, ASKING, REFUSED, Asked, Data
 from fedpeer.governance.decision import Decision, decide
@@ -126,6 +126,11 @@ class Answers:
 
         Raises PolicyError with what it found. `read` has been checked.
         """
+        if refusal := await self._refused_unseen(read):
+            raise PolicyError(f"your own policy refuses it: {refusal}", hint="fedpeer policy show")
+
+    async def _refused_unseen(self, read: Contract) -> str:
+        """Why the policy refuses it whatever is in the data, "" if that is still to be seen. Nothing is read."""
         data = []
         for name in sorted(set(read.datasets(read.alias_of[self._mesh.me]).values())):
             view = await self._catalog.get(name)
@@ -133,8 +138,7 @@ class Answers:
         rules = msgspec.structs.replace(await self._store.read(policy.current), no_row_differencing=False)
         facts = await self.facts(read, b"", data, rules)
         decision = decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
-        if decision.verdict == "refused":
-            raise PolicyError(f"your own policy refuses it: {decision.reason}", hint="fedpeer policy show")
+        return decision.reason if decision.verdict == "refused" else ""
 
     async def would_be(self, read: Contract) -> Decision:
         """What the policy says to a contract that nobody proposed yet, from the data as it is now. Nothing is kept.
@@ -157,8 +161,15 @@ class Answers:
     # how a contract is asked about
 
     async def _ask(self, job: Job) -> Asked:
-        """Pin what we would bring, ask the policy, and keep what follows, in one commit. Raises Refused."""
-        told: dict[str, Any] = {}
+        """Ask the policy, pin what we would bring, and keep what follows, in one commit. Raises Refused."""
+        try:
+            unseen = await self._refused_unseen(job.contract)
+        except PolicyError as error:
+            unseen = error.message
+        except NotFound as error:  # it was removed just now
+            raise Refused("dataset", error) from None
+        if unseen:  # no partner makes us read and keep a table that will not be used
+            return await self._write_asked(job, PolicyError(unseen), Answer(False, "policy", ()), [])
         async with self._files.keeping:
             answer, data = await self._bring(job)
             facts: Facts | PolicyError
@@ -166,21 +177,29 @@ class Answers:
                 facts = await self.facts(job.contract, job.id, data, await self._store.read(policy.current))
             except PolicyError as error:
                 facts = error
+            asked = await self._write_asked(job, facts, answer, data)
+        if asked.state == REFUSED:
+            await self._files.remove_unneeded([item.version for item in data])
+        return asked
 
-            def ask(tx: Transaction) -> Asked:
+    async def _write_asked(self, job: Job, facts: Facts | PolicyError, answer: Answer, data: list[Data]) -> Asked:
+        told: dict[str, Any] = {}
+
+        def write(tx: Transaction) -> Asked:
+            asked = approvals.ask(tx, self._decide(tx, job, facts, answer, data))
+            if asked.state != REFUSED:
                 version_of = {item.name: item.version for item in data}
                 for (stage_id, port), name in job.contract.datasets(job.view.me).items():
                     archive.pin_snapshot(tx, job.id, stage_id, port, version_of[name])
-                asked = approvals.ask(tx, self._decide(tx, job, facts, answer, data))
-                if asked.state == APPROVED:
-                    self.say(tx, job, answer)
-                told["approved"] = [f"{one.who}, {one.how}" for one in approvals.approvals(tx, job.id)]
-                told.update(state=asked.state, needs=asked.needs, until=utc(asked.until), policy=policy.kept(tx).number)
-                if asked.state == REFUSED:
-                    told["why"] = f"the policy: {asked.why}"
-                return asked
+            if asked.state == APPROVED:
+                self.say(tx, job, answer)
+            told["approved"] = [f"{one.who}, {one.how}" for one in approvals.approvals(tx, job.id)]
+            told.update(state=asked.state, needs=asked.needs, until=utc(asked.until), policy=policy.kept(tx).number)
+            if asked.state == REFUSED:
+                told["why"] = f"the policy: {asked.why}"
+            return asked
 
-            return await job.write(ask, ("decided", told))
+        return await job.write(write, ("decided", told))
 
     def _decide(self, tx: Transaction, job: Job, facts: Facts | PolicyError, answer: Answer, data: list[Data]) -> Asked:
         """What the policy says, as it is kept: refused, or so many people are to be asked."""
@@ -246,7 +265,7 @@ class Answers:
         for name in sorted(set(datasets.values())):
             try:
                 snapshot = await self._catalog.snapshot(name)
-            except (DataError, NotFound) as error:
+            except (DataError, NotFound, DiskFull) as error:
                 raise Refused("data", error) from None
             data.append(_data(name, snapshot))
             columns = [(column, kind) for column, kind in snapshot.columns if column != snapshot.id]

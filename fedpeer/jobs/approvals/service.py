@@ -16,7 +16,7 @@ from fedpeer import codec
 from fedpeer.admin.caller import Caller
 from fedpeer.errors import PolicyError, UsageError
 from fedpeer.governance import approvals, policy
-from fedpeer.governance.approvals import APPROVED, Asked, Standing, who
+from fedpeer.governance.approvals import APPROVED, REFUSED, Asked, Standing, who
 from fedpeer.governance.decision import Ask, Decision, decide
 from fedpeer.jobs import archive, contract
 from fedpeer.jobs.answer.asking import ask_of
@@ -131,6 +131,8 @@ class Approvals:
 
     async def _consider(self, job: Job, asked: Asked) -> tuple[Ask, Decision]:
         """What the policy of now says, from the facts of now, on the data that was pinned. Raises PolicyError."""
+        if asked.state == REFUSED:  # its data is not kept
+            raise PolicyError(f"it was refused: {asked.why}", hint="fedpeer job logs")
         rules = await self._store.read(policy.current)
         facts = await self._answers.facts(job.contract, job.id, asked.data, rules)
         ask = ask_of(job.contract, self._mesh.me, self._stage, facts)
