@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-import trio
-from abuse_cast import ALIGN, NAMES, STATISTICS, THREE, Play, cast, stages, without
+from abuse_cast import ALIGN, NAMES, STATISTICS, Play, cast, stages, without
 from trio.abc import Clock
 
 from fedpeer import stage as algorithms
@@ -86,6 +84,11 @@ async def among_four(play: Play) -> None:
 async def aligned(play: Play) -> None:
     await play.offer("people", ids="person")
     await play.honest(ALIGN.replace("PARAMS", ""), names=["mallory", "alice"])
+
+
+async def nearly_alone(play: Play) -> None:
+    await play.offer("alone", 2, names=["mallory", "bob"])
+    await play.offer("alone", names=["alice"])
 
 
 PAIR = {"names": ["mallory", "alice"]}
@@ -186,10 +189,11 @@ ATTACKS = [
         before=aligned,
     ),
     Attack(
-        "partners that bring no rows",
-        asks(STATISTICS),
+        "partners that bring next to no rows",
+        asks(stages("horizontal.statistics:run", dataset="alone")),
         "2 organizations hold data, min_parties = 3",
         'trusted = ["*"]',
+        before=nearly_alone,
         policy='trusted = ["bob", "carol"]\n',
     ),
     Attack(
