@@ -152,7 +152,7 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def _with_reserve(self, work: Callable[[], T]) -> T:
+    def with_reserve(self, work: Callable[[], T]) -> T:
         """Do what needs room on the disk; a second time without the reserve, if there was none."""
         if self.scarce:
             self._lay_up(needed=2 * self._reserve_bytes)
@@ -198,7 +198,7 @@ class Store:
             self._committed.extend(transaction.callbacks)
             return result
 
-        return self._guarded(lambda _: self._with_reserve(lambda: transact(Transaction(self._connection))))
+        return self._guarded(lambda _: self.with_reserve(lambda: transact(Transaction(self._connection))))
 
     def _tell(self) -> None:
         while self._committed:
@@ -245,7 +245,7 @@ class Store:
                 left = piece
                 with _named(part):
                     while left:
-                        left = left[self._with_reserve(partial(os.write, descriptor, left)) :]
+                        left = left[self.with_reserve(partial(os.write, descriptor, left)) :]
             with _named(part):
                 os.fsync(descriptor)
         except BaseException:

@@ -412,7 +412,7 @@ async def approvals_list(daemon: Daemon, _: Arguments) -> ApprovalsView:
 
 async def approvals_revoke(daemon: Daemon, ask: Numbered) -> StandingView:
     """Take a standing approval back, by its number; jobs that it approved go on."""
-    return await daemon.jobs.approvals.revoke(ask.number, caller.current())
+    return await daemon.jobs.approvals.revoke(ask.number, caller.current(), record=daemon.record("approval_revoked"))
 
 
 async def policy_show(daemon: Daemon, _: Arguments) -> PolicyView:

@@ -115,16 +115,24 @@ class Fetched:
 class Incoming:
     """One file on its way to us, or through us. `offset` is where the next piece belongs.
 
-    `digest_of` gives the digest of the whole.
+    `digest_of` gives the digest of the whole, if it is not that of a file of the store; `writing` calls what writes
+    (Store.with_reserve does it again on a full disk).
     """
 
     def __init__(
-        self, path: Path, digest: bytes, size: int, digest_of: DigestOf = _DIGEST_OF, *, passing: bool = False
+        self,
+        path: Path,
+        digest: bytes,
+        size: int,
+        digest_of: DigestOf | None = None,
+        *,
+        passing: bool = False,
+        writing: Callable[[Callable[[], int]], int] = lambda write: write(),
     ) -> None:
         if not 0 <= size <= MAX_BLOB:
             raise LocalProtocolError(f"a blob of {size} bytes where at most {MAX_BLOB} are allowed")
         self.path, self.digest, self.size, self.passing = path, digest, size, passing
-        self._digest_of = digest_of
+        self._digest_of, self._writing = digest_of or _DIGEST_OF, writing
         self._part = path.with_suffix(".part")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,7 +153,7 @@ class Incoming:
             raise RemoteProtocolError("a blob longer than it was said to be")
         try:
             while piece:
-                written = os.pwrite(self._file, piece, self.offset)
+                written = self._writing(partial(os.pwrite, self._file, piece, self.offset))
                 self.offset += written
                 piece = piece[written:]
         except OSError as error:

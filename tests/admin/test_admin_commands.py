@@ -129,7 +129,9 @@ async def test_who_says_yes_or_no_is_handed_on(name: str, arguments: dict[str, A
     jobs.approvals = jobs  # type: ignore[attr-defined]
     ann = Caller(1000, 77, "ann")
     with calling(ann):
-        await COMMANDS[name].handler(SimpleNamespace(jobs=jobs), COMMANDS[name].check(arguments))
+        await COMMANDS[name].handler(
+            SimpleNamespace(jobs=jobs, record=lambda event: event), COMMANDS[name].check(arguments)
+        )
     assert ann in given
 
 

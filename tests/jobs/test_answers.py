@@ -217,17 +217,17 @@ async def test_what_is_like_an_approved_job_is_not_asked_again(autojump_clock: C
 
         other = await submit(peers, rules="restarts = 3")
         await until_asked(peers["bob"], other)
-        await bob.approvals.revoke(given.number, BEN)
+        await bob.approvals.revoke(given.number, BEN, record=peers["bob"].daemon.record("approval_revoked"))
         (entry,) = await peers["bob"].daemon.store.read(partial(audit.entries, limit=1))
-        assert (entry.event, entry.facts["by"], entry.facts["number"]) == (
-            "standing_revoked",
-            "ben (1001)",
-            given.number,
-        )
+        assert (entry.event, entry.facts["number"]) == ("approval_revoked", given.number)
         revoked = await submit(peers)
         await until_asked(peers["bob"], revoked)
         for job in (other, revoked):
             await peers["alice"].daemon.jobs.cancel(job)
+        # who decided what is in the audit log
+        entries = await peers["bob"].daemon.store.read(audit.entries)
+        by = [(entry.event, entry.facts.get("by")) for entry in entries if "appro" in entry.event]
+        assert by == [("approved", "ann (1000)"), ("approval_revoked", None)]
 
 
 async def test_a_review_shows_what_is_new_since_the_last_approved_job(autojump_clock: Clock, quick_path: Path) -> None:

@@ -30,6 +30,7 @@ async def cut_off(peers: Federation, name: str, event: str) -> None:
         peers.network.heal(name, other)
 
 
+@pytest.mark.system  # half a minute of simulations
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_a_job_goes_on_after_one_was_away_for_six_minutes(
     autojump_clock: Clock, quick_path: Path, moment: str

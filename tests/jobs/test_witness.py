@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ async def test_every_log_is_co_signed_to_its_end_and_holds_every_line_of_the_job
             assert log.signed == log.entries > first[name].entries
             assert all(signer.number == log.entries for signer in log.cosigners)
             assert "history_changed" not in await events(peers, name)
+            others = [peer.identity.id for peer in peers.values()]
+            tips = await peers[name].daemon.store.read(partial(heads.known, peers=others))
+            assert len(tips.heads) == 2, "one for each of the others: a later head takes the place of an earlier one"
 
 
 async def test_jobs_side_by_side_do_not_look_like_two_histories(autojump_clock: Clock, quick_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Lives of a federation of three that end at any system call: what test_crashes.py runs under strace.
 
+In a life tables are added, a contract is proposed, two operators approve it, it is charged to budgets, it runs.
+
 A server reads one line {"folder": …, "burn": n, "call": …} at a time from standard input and forks a child for it,
 which has nothing to import any more. The child lives one life: three whole daemons on what is in the folder, until a
 job of theirs has ended everywhere and nobody needs anything of it. It makes what is missing (the datasets, the job),
@@ -26,18 +28,24 @@ import trio
 import trio.testing
 
 from fedpeer import stage as stages
+from fedpeer.admin.caller import Caller
 from fedpeer.errors import StoreError
+from fedpeer.governance import audit, budget
 from fedpeer.jobs.views import JobView
 from fedpeer.peers import Peers
 from fedpeer.stage import Model, Params, Stage, Sum, Table, at_least, stage
-from fedpeer.testing.federation import Federation, federation
+from fedpeer.store import Transaction
+from fedpeer.testing.federation import LAX, Federation, Organization, federation
 
 NAMES = ["alice", "bob", "carol"]
 JOB = "mean"
 ROWS = 40
+EPSILON, DELTA = 0.5, 1e-9
+POLICY = LAX.replace('approve = "auto"', 'approve = "ask"')
+ANN = Caller(uid=1000, pid=1, user="ann")
 STORE_FAILED = 3
 """Exit code of a life that ended with a StoreError."""
-TOLD = ("agreed", "stage_done", "done", "failed")
+TOLD = ("agreed", "stage_started", "stage_done", "done", "failed")
 """Lines of a job's log that are told when they are on disk, and not before."""
 
 
@@ -48,6 +56,7 @@ TOLD = ("agreed", "stage_done", "done", "failed")
     inputs={"table": Table},
     outputs={"model": Model},
     messages={"sums": Sum("the number of rows, and the sum of their ages", group="turn")},
+    cost=lambda _: (EPSILON, DELTA),  # there is no noise; it is about the book
 )
 async def fit(peers: Peers, _params: Params, table: Table) -> dict[str, Any]:
     """A mean in two turns, so that checkpoints, sums of two groups and an output are in one life."""
@@ -130,7 +139,7 @@ def live(folder: Path, call: str, burn: int, pipe: int) -> int:
 
 
 async def _live(folder: Path, tell: Callable[..., None]) -> None:
-    async with federation(folder, NAMES, find=find) as peers:
+    async with federation(folder, NAMES, find=find, rules=POLICY) as peers, trio.open_nursery() as nursery:
         for name, peer in peers.items():
             peer.daemon.events.subscribe(
                 lambda event, name=name: tell(name, event["event"]) if event["event"] in TOLD else None  # type: ignore[misc]
@@ -139,12 +148,16 @@ async def _live(folder: Path, tell: Callable[..., None]) -> None:
             tell(name, "dataset")
         alice = peers["alice"].daemon
         if not await alice.jobs.list():
-            await alice.jobs.submit(peers.contract(STAGES, name=JOB))
+            await alice.jobs.submit(peers.contract(STAGES, name=JOB), ANN)
             tell("alice", "submitted")
+        for name in NAMES[1:]:
+            nursery.start_soon(approve, peers, name, tell)
         with trio.fail_after(900):
             views = [await peer.daemon.jobs.wait(await _id_of(peers, name)) for name, peer in peers.items()]
             while any(peer.daemon.mesh.scopes for peer in peers.values()):
                 await trio.sleep(0.2)
+        for peer in peers.values():
+            await check_books(peer)
         for name, view in zip(peers, views, strict=True):
             tell(
                 name,
@@ -154,6 +167,36 @@ async def _live(folder: Path, tell: Callable[..., None]) -> None:
                 _outputs(view),
                 [line.event for line in await peers[name].daemon.jobs.logs(JOB)],
             )
+
+
+async def approve(peers: Federation, name: str, tell: Callable[..., None]) -> None:
+    """What an operator says who is asked."""
+    jobs = peers[name].daemon.jobs
+    job = await _id_of(peers, name)
+    while (view := await jobs.get(job)).state == "proposed":
+        if view.asks is not None:
+            await jobs.approvals.approve(job, ANN)
+            tell(name, "approved")
+            return
+        await trio.sleep(0.2)
+
+
+async def check_books(peer: Organization) -> None:
+    """The audit log is whole, and what it says was charged is what the budget says, once for each partner."""
+
+    def check(tx: Transaction) -> None:
+        checker, charged = audit.Checker({}), []
+        for number, body, nodes in audit.stored(tx, 0, 10_000):
+            checker.add(number, body, nodes)
+            entry = audit.read(body)
+            if entry.event == budget.CHARGED:
+                charged.append((entry.facts["partner"], entry.facts["epsilon"]))
+        assert checker.end() == audit.head(tx)
+        booked = [(charge.partner, charge.cost.epsilon) for charge in budget.all_charges(tx)]
+        assert sorted(booked) == sorted(charged), (booked, charged)
+        assert len(booked) == len({partner for partner, _ in booked} - {peer.identity.id}) == len(NAMES) - 1, booked
+
+    await peer.daemon.store.read(check)
 
 
 async def add_rows(peers: Federation) -> list[str]:

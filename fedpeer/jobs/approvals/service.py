@@ -15,18 +15,18 @@ from datetime import datetime
 from fedpeer import codec
 from fedpeer.admin.caller import Caller
 from fedpeer.errors import PolicyError, UsageError
-from fedpeer.governance import approvals, audit, policy
+from fedpeer.governance import approvals, policy
 from fedpeer.governance.approvals import APPROVED, Asked, Standing, who
 from fedpeer.governance.decision import Ask, Decision, decide
 from fedpeer.jobs import archive, contract
 from fedpeer.jobs.answer.asking import ask_of
 from fedpeer.jobs.answer.review import review, utc
 from fedpeer.jobs.answer.service import Answers
-from fedpeer.jobs.job.service import Job, seconds_of, time_of
+from fedpeer.jobs.job.service import Job, seconds_of
 from fedpeer.jobs.lifecycle import Answer
 from fedpeer.jobs.views import ApprovalsView, AskedView, JobView, ReviewView, StandingView
 from fedpeer.mesh.service import Mesh
-from fedpeer.store import Store, Transaction
+from fedpeer.store import Record, Store, Transaction, unrecorded
 
 
 class Approvals:
@@ -119,14 +119,12 @@ class Approvals:
         await job.write(lambda tx: approvals.deny(tx, job.id, why), ("denied", {"by": _person(by), "why": why}))
         return job.seen()
 
-    async def revoke(self, number: int, by: Caller | None = None) -> StandingView:
+    async def revoke(self, number: int, by: Caller | None = None, *, record: Record = unrecorded) -> StandingView:
         """A standing approval covers nothing from now on; what it approved goes on. Raises NotFound."""
-        now = self._now()
 
         def revoke(tx: Transaction) -> Standing:
-            given = approvals.revoke(tx, number, by, seconds_of(now))
-            facts = {"by": _person(by), "number": number, "initiator": given.initiator, "name": given.name}
-            audit.append(tx, time_of(now), "standing_revoked", None, facts)
+            given = approvals.revoke(tx, number, by, self._seconds())
+            record(tx, {"number": number, "job": given.contract.hex()})
             return given
 
         return self._standing(await self._store.write(revoke))

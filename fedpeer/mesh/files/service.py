@@ -92,7 +92,7 @@ class Files:
             async with lock:
                 self._neighbours(scope)  # it may have been closed while we waited
                 if not path.exists():
-                    incoming = Incoming(path, digest, size, digest_of) if digest_of else Incoming(path, digest, size)
+                    incoming = Incoming(path, digest, size, digest_of, writing=self._store.with_reserve)
                     await self._transfer(scope, incoming, holders, relays)
         finally:
             if not lock.locked():
