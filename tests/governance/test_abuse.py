@@ -81,6 +81,11 @@ async def among_four(play: Play) -> None:
     await play.honest(STATISTICS, names=NAMES)
 
 
+async def clusters_among_four(play: Play) -> None:
+    """The first sum of it is the moments that the statistics have, too."""
+    await play.honest(stages("horizontal.kmeans:fit", "k = 2, max_iter = 1"), names=NAMES)
+
+
 async def aligned(play: Play) -> None:
     await play.offer("people", ids="person")
     await play.honest(ALIGN.replace("PARAMS", ""), names=["mallory", "alice"])
@@ -117,9 +122,16 @@ ATTACKS = [
     Attack(
         "all participants but one",
         asks(STATISTICS),
-        "it ran on this version of 'rows' among others, 1 more or less; at least 3",
+        "1 participants differ from an earlier sum over these rows of 'rows', at least 3",
         "no_party_differencing = false",
         before=among_four,
+    ),
+    Attack(
+        "all participants but one by another stage",
+        asks(STATISTICS),
+        "1 participants differ from an earlier sum over these rows of 'rows', at least 3",
+        "no_party_differencing = false",
+        before=clusters_among_four,
     ),
     Attack(
         "cells of one row",
