@@ -303,7 +303,8 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
                 near is None or near >= least,
                 f"no earlier sum over these rows of {dataset.name!r} had other participants"
                 if near is None
-                else f"{near} participants differ from an earlier sum over these rows of {dataset.name!r}, at least {least}",
+                else f"{near} participants differ from those of a sum over these rows of {dataset.name!r}, at least "
+                f"{least}",
             )
     if stage.datasets and Model in stage.stage.outputs.values():
         yield _of_size(bounds, stage, finding)

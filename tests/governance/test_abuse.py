@@ -122,14 +122,14 @@ ATTACKS = [
     Attack(
         "all participants but one",
         asks(STATISTICS),
-        "1 participants differ from an earlier sum over these rows of 'rows', at least 3",
+        "1 participants differ from those of a sum over these rows of 'rows', at least 3",
         "no_party_differencing = false",
         before=among_four,
     ),
     Attack(
         "all participants but one by another stage",
         asks(STATISTICS),
-        "1 participants differ from an earlier sum over these rows of 'rows', at least 3",
+        "1 participants differ from those of a sum over these rows of 'rows', at least 3",
         "no_party_differencing = false",
         before=clusters_among_four,
     ),
