@@ -52,6 +52,8 @@ def stages(run: str, params: str = "", dataset: str = "rows") -> str:
 
 
 STATISTICS = stages("horizontal.statistics:run")
+FIT = stages("horizontal.logistic:fit", "max_iter = 1")
+"""Two sums: moments, exact to the last bit, and a gradient."""
 ALIGN = """
 [[stage]]
 id = "align"

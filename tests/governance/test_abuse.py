@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from abuse_cast import ALIGN, ANSWER_S, NAMES, STATISTICS, Play, cast, stages, without
+from abuse_cast import ALIGN, ANSWER_S, FIT, NAMES, STATISTICS, Play, cast, stages, without
 from trio.abc import Clock
 
 from fedpeer import stage as algorithms
@@ -74,11 +74,11 @@ async def three_thirds(play: Play) -> None:
 
 async def of_all_rows(play: Play) -> None:
     await play.offer("fewer", first=1)
-    await play.honest(STATISTICS)
+    await play.honest(FIT)
 
 
 async def among_four(play: Play) -> None:
-    await play.honest(STATISTICS, names=NAMES)
+    await play.honest(FIT, names=NAMES)
 
 
 async def clusters_among_four(play: Play) -> None:
@@ -101,27 +101,27 @@ ATTACKS = [
     Attack("a sum of two", lambda play: without(play.contract(STATISTICS), "bob"), "takes at least 3", "", told=CANNOT),
     Attack(
         "a sum that two survivors open",
-        asks(STATISTICS, rules="min_parties = 2"),
+        asks(FIT, rules="min_parties = 2"),
         "the contract opens sums over 2, maybe 2 organizations that hold data, min_parties = 3",
         "min_parties = 2\nassumed_colluders = 0",
     ),
     Attack(
         "a tiny cohort",
-        asks(stages("horizontal.statistics:run", dataset="rare")),
+        asks(FIT.replace("rows", "rare")),
         r"(25|30) rows in 'rare', min_rows = 100",
         "min_rows = 1",
         before=lambda play: play.offer("rare", 20),
     ),
     Attack(
         "all rows but one",
-        asks(stages("horizontal.statistics:run", dataset="fewer")),
+        asks(FIT.replace("rows", "fewer")),
         "1 rows of 'fewer' differ from an earlier answer, min_cell = 10",
         "no_row_differencing = false",
         before=of_all_rows,
     ),
     Attack(
         "all participants but one",
-        asks(STATISTICS),
+        asks(FIT),
         "1 participants differ from those of a sum over these rows of 'rows', at least 3",
         "no_party_differencing = false",
         before=among_four,
@@ -202,7 +202,7 @@ ATTACKS = [
     ),
     Attack(
         "partners that bring next to no rows",
-        asks(stages("horizontal.statistics:run", dataset="alone")),
+        asks(FIT.replace("rows", "alone")),
         "2 organizations hold data, min_parties = 3",
         'trusted = ["*"]',
         before=nearly_alone,
@@ -210,7 +210,7 @@ ATTACKS = [
     ),
     Attack(
         "two names of one organization",
-        asks(STATISTICS, names=["mallory", "alice", "carol"]),
+        asks(FIT, names=["mallory", "alice", "carol"]),
         "2 organizations hold data, min_parties = 3",
         "organizations = {}",
         policy='organizations = { one = ["mallory", "carol"] }\n',

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import trio
-from abuse_cast import ALIGN, STATISTICS, THREE, Play, beside, cast, stages
+from abuse_cast import ALIGN, FIT, STATISTICS, THREE, Play, beside, cast, stages
 from trio.abc import Clock
 
 from fedpeer import codec
@@ -209,7 +209,7 @@ roles = { member = ["mallory", "alice"] }
 inputs = { rows = "align.rows", table = "dataset:people" }
 [[stage]]
 id = "ask"
-run = "horizontal.statistics:run"
+run = "horizontal.logistic:fit"
 inputs.table = { mallory = "choose.table", alice = "choose.table", bob = "dataset:people" }
 """
 )
@@ -222,7 +222,7 @@ async def test_rows_that_are_chosen_by_an_alignment_are_compared_with_earlier_on
     async with cast(quick_path, 1) as play:
         await play.offer("people", 205, names=["mallory", "bob"], first=1, ids="person")
         await play.offer("people", names=["alice"], ids="person")
-        await play.honest(stages("horizontal.statistics:run", dataset="people"))
+        await play.honest(FIT.replace("rows", "people"))
         async with play.watched():
             job = await play.propose(play.contract(CHOSEN))
             views = await play.ended(job)
