@@ -126,6 +126,24 @@ def fedpeer(*commands: tuple[Daemon, Sequence[str]]) -> list[Any]:
     return answers
 
 
+def meet(daemons: Sequence[Daemon]) -> None:
+    """Make these peers, start their daemons and exchange their cards; return when each is connected with each other."""
+    made = []
+    for daemon in daemons:
+        where = f"127.0.0.1:{daemon.port}"
+        made.append((daemon, ["init", "--name", daemon.name, "--listen", where, "--address", where]))
+    cards = fedpeer(*made)
+    for daemon in daemons:
+        daemon.start()
+    for daemon in daemons:
+        daemon.wait_ready()
+    others = [(daemon, card["card"]) for daemon in daemons for card in cards if card["name"] != daemon.name]
+    fedpeer(*((daemon, ["peer", "add", card]) for daemon, card in others))
+    for _ in until(START_S, "the daemons are not connected with each other"):
+        if all(daemon.client.call("status")["connected"] == len(daemons) - 1 for daemon in daemons):
+            break
+
+
 def until(seconds: float, otherwise: str) -> Iterator[None]:
     """Again and again with short pauses; DemoError(otherwise) after so long."""
     end = time.monotonic() + seconds

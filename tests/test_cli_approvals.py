@@ -74,6 +74,13 @@ def test_what_is_new_is_shown_field_by_field(peer: Peer, run: Run) -> None:
     assert "the same as cdcdcdcdcdcd" in run("job", "review", "ab12")[1]
 
 
+def test_a_bound_of_the_whole_contract_is_shown_without_a_stage(peer: Peer, run: Run) -> None:
+    holds = FindingView(rule="jobs_per_day", stage="", holds=True, text="3 jobs")
+    fails = FindingView(rule="sandbox", stage="", holds=False, text="none")
+    review(peer, findings=[holds, fails])
+    assert "\n  FAILS sandbox: none\n  jobs_per_day: 3 jobs\n" in run("job", "review", "ab12")[1]
+
+
 def test_what_the_policy_refuses_is_shown_and_said(peer: Peer, run: Run) -> None:
     failed = FindingView(rule="min_rows", stage="fit", holds=False, text="12 rows in 'rows', min_rows = 100")
     review(peer, verdict="refused", findings=[failed])

@@ -30,7 +30,7 @@ def review(view: dict[str, Any]) -> str:
                 ("state", view["state"]),
                 ("answer until", view["until"]),
                 ("approved by", f"{approved}: {clean(view['approved'])}" if view["approved"] else approved),
-                ("released to all", view["released"] or "nothing: each keeps its own part"),
+                ("released to all", view["released"] or "nothing more than what its stages let out"),
                 ("privacy cost", _cost(view["epsilon"])),
             ]
         )
@@ -87,8 +87,12 @@ def _cost(epsilon: float, delta: float = 0.0) -> str:
 def _findings(view: dict[str, Any]) -> str:
     failed = [finding for finding in view["findings"] if not finding["holds"]]
     head = f"policy: {len(view['findings']) - len(failed)} of {len(view['findings'])} bounds and rules hold"
-    lines = [f"  FAILS {clean(f['stage'])} {clean(f['rule'])}: {clean(f['text'])}" for f in failed]
-    lines += [f"  {clean(f['stage'])} {clean(f['rule'])}: {clean(f['text'])}" for f in view["findings"] if f["holds"]]
+    told = [("FAILS", finding) for finding in failed]
+    told += [("", finding) for finding in view["findings"] if finding["holds"]]
+    lines = [
+        f"  {' '.join(clean(word) for word in (mark, f['stage'], f['rule']) if word)}: {clean(f['text'])}"
+        for mark, f in told
+    ]
     return "\n".join([head, *lines])
 
 

@@ -350,7 +350,7 @@ def _of_params(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Iterat
             value = getattr(stage.params, name, None)
             if value is not None:
                 holds = value >= bounds[bound] if at_least else value <= bounds[bound]
-                yield make(bound, holds, f"{name} = {value}, {bound} = {bounds[bound]}")
+                yield make(bound, holds, f"{name} = {value} in the contract, {bound} = {bounds[bound]}")
 
 
 def _of_size(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Finding:

@@ -302,6 +302,8 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
             view.asks = AsksView(until=facts["until"], needs=facts["needs"], approved=list(facts["approved"]))
         case "approved" if view.asks is not None:
             view.asks.approved.append(facts["by"])
+            if len(view.asks.approved) >= view.asks.needs:  # it is countersigned next
+                view.asks = None
         case "denied" | "decided" if event == "denied" or facts["state"] == "refused":
             _mine(view).state, _mine(view).reason, view.asks = "refused", facts["why"], None
         case "agreed":

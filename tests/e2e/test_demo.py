@@ -26,7 +26,7 @@ sys.path.insert(0, {str(DEMO.parent)!r})
 import daemons
 
 daemons.adopt_orphans()
-demo = subprocess.Popen([sys.executable, {str(DEMO)!r}, *sys.argv[1:]])
+demo = subprocess.Popen([sys.executable, *sys.argv[1:]])
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda number, _: os.kill(demo.pid, {{signal.SIGUSR1: signal.SIGKILL}}.get(number, number)))
 code = demo.wait()
@@ -41,10 +41,10 @@ print(json.dumps({{"code": code, "left": list(daemons.children(os.getpid()).valu
 class Run:
     """One run of the demo: its lines on stderr while it runs, then what it printed, how it ended and what it left."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, script: Path = DEMO) -> None:
         self._folder = folder
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, *options],
+            [sys.executable, "-c", SUPERVISOR, str(script), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -163,7 +163,7 @@ def test_fewer_own_rows_than_100_are_refused(of: Stage) -> None:
     ],
 )
 def test_a_cell_a_cluster_or_a_leaf_of_fewer_than_10_rows_is_refused(of: Stage, few: Params, enough: Params) -> None:
-    refused(decide(AUTO, ask(stage_ask(of, few))), "min_cell", "= 9, min_cell = 10")
+    refused(decide(AUTO, ask(stage_ask(of, few))), "min_cell", "= 9 in the contract, min_cell = 10")
     allowed(decide(AUTO, ask(stage_ask(of, enough))))
 
 
@@ -235,7 +235,7 @@ def test_a_second_alignment_of_a_version_with_one_peer_is_refused() -> None:
 
 def test_a_partner_may_not_ask_about_more_ids_than_the_policy_says() -> None:
     few = msgspec.structs.replace(AUTO, psi_max_ids=500)
-    refused(decide(few, ask(psi())), "psi_max_ids", "max_ids = 10000, psi_max_ids = 500")
+    refused(decide(few, ask(psi())), "psi_max_ids", "max_ids = 10000 in the contract, psi_max_ids = 500")
     allowed(decide(few, ask(psi(max_ids=500))))
     allowed(decide(AUTO, ask(psi())))
 

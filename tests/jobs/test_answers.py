@@ -148,6 +148,7 @@ async def test_a_job_waits_for_the_operator_and_runs_when_it_is_approved(
         assert (await peers["alice"].daemon.jobs.get(job)).waiting_for == ["bob"]
         assert answer_of(peers["bob"], job, "alice") == "approved"  # who submits approves its own part
         view = await peers["bob"].daemon.jobs.approvals.approve(job, ANN)
+        assert view.asks is None
         assert {view.state for view in await ended(peers, job)} == {"done"}
         assert ("approved", {"by": "ann (1000)", "always": 0}) in await events(peers["bob"], job)
         assert (await peers["bob"].daemon.jobs.get(job)).asks is None
