@@ -97,7 +97,7 @@ async def test_no_sum_is_opened_over_those_who_were_told_different_models(
         await play.offer()
         says_another_model(play, {"alice": 1.0, "bob": 1 + 1e-12})
         async with play.watched():
-            job = await play.propose(led_by_mallory(play, stages(train.name), "stall_s = 60"))
+            job = await play.propose(led_by_mallory(play, stages(train.name), "stall_s = 600"))
             views = await play.ended(job)
         alice = views["alice"]
         assert alice.error is not None
@@ -114,7 +114,7 @@ async def test_a_stage_does_not_go_on_from_what_it_did_not_compute(autojump_cloc
             await play.offer()
             says_another_model(play, {"alice": 0.5, "bob": 0.0})
             async with play.watched():
-                job = await play.propose(led_by_mallory(play, stages(train.name), "stall_s = 60"))
+                job = await play.propose(led_by_mallory(play, stages(train.name), "stall_s = 600"))
                 views = await play.ended(job)
             (failed,) = [entry for entry in await play.audited(job) if entry.event == "failed"]
             assert "is not what came out here" in str(failed.facts)
