@@ -136,13 +136,13 @@ ATTACKS = [
     Attack(
         "cells of one row",
         asks(stages("horizontal.statistics:run", "bins = 100, min_cell = 1")),
-        "min_cell = 1, min_cell = 10",
+        "min_cell = 1 in the contract, min_cell = 10",
         "min_cell = 1",
     ),
     Attack(
         "clusters of three rows",
         asks(stages("horizontal.kmeans:fit", "k = 4, min_rows = 3, max_iter = 1")),
-        "min_rows = 3, min_cell = 10",
+        "min_rows = 3 in the contract, min_cell = 10",
         "min_cell = 3",
     ),
     Attack(
@@ -181,7 +181,7 @@ ATTACKS = [
     Attack(
         "a list of all ids",
         asks(ALIGN.replace("PARAMS", "max_ids = 10000"), **PAIR),
-        "max_ids = 10000, psi_max_ids = 500",
+        "max_ids = 10000 in the contract, psi_max_ids = 500",
         "psi_max_ids = 10000",
         before=lambda play: play.offer("people", ids="person"),
         policy="psi_max_ids = 500\n",
@@ -189,7 +189,7 @@ ATTACKS = [
     Attack(
         "ids by few at a time",
         asks(ALIGN.replace("PARAMS", "min_intersection = 1"), **PAIR),
-        "min_intersection = 1, min_intersection = 100",
+        "min_intersection = 1 in the contract, min_intersection = 100",
         "min_intersection = 1",
         before=lambda play: play.offer("people", ids="person"),
     ),
