@@ -135,6 +135,11 @@ def history_after_turn(history: bytes, shared: bytes) -> bytes:
     return hash_("fp.sa1.hist", history, shared)
 
 
+def history_after_agreed(history: bytes, value: bytes) -> bytes:
+    """`value`: the digest of a value that all adopted."""
+    return hash_("fp.sa1.hist", history, value)
+
+
 def params_hash(encoded: bytes) -> bytes:
     """Of what must be equal at all contributors, canonically encoded."""
     return hash_("fp.sa1.prm", encoded)

@@ -2,7 +2,8 @@
 
 The mean of 1,000 rows and that of 999 of them tell the one row exactly. So every table that goes into something that
 leaves is remembered by its rows, before it is used, and one that differs from an earlier one in 1 to k - 1 rows is
-refused. In the same way the same statistic among a few participants more or less would tell theirs.
+refused. In the same way a sum among a few participants more or less would tell theirs: of any stage, for the same
+moments are in what several stages sum.
 
 How it works
     A row has two keys of 64 bits: of its id, and of everything in it. Ids find a row that came, went or got a new
@@ -80,7 +81,10 @@ SCHEMA = Schema(
             time TEXT NOT NULL,
             PRIMARY KEY (contract, stage, dataset, peer)
         ) STRICT;
+        """,
         """
+        ALTER TABLE answered_run ADD COLUMN exact_sum INTEGER NOT NULL DEFAULT 1; -- a sum, and without noise
+        """,
     ],
 )
 
@@ -126,14 +130,16 @@ def cohort_of(dataset: str, version: bytes, table: Table) -> Cohort:
 
 
 def difference(one: Cohort, other: Cohort) -> int:
-    """Rows that are in one of them only: by ids or by contents, the lesser number that is not 0; 0 if all are in both.
+    """Rows that are in one of them only, by ids or by contents: the lesser number that is not 0, or 0."""
+    return min((size for size in _differences(one, other) if size), default=0)
 
-    Ids mean the same within one dataset only.
-    """
+
+def _differences(one: Cohort, other: Cohort) -> list[int]:
+    """Rows that are in one of them only, by contents and by ids. Ids mean the same within one dataset only."""
     sizes = [np.setxor1d(one.contents, other.contents, assume_unique=True).size]
     if one.dataset == other.dataset and one.ids is not None and other.ids is not None:
         sizes.append(np.setxor1d(one.ids, other.ids, assume_unique=True).size)
-    return int(min((size for size in sizes if size), default=0))
+    return [int(size) for size in sizes]
 
 
 # facts for a decision
@@ -155,17 +161,23 @@ def nearest(tx: Transaction, cohort: Cohort, below: int, beside: Sequence[Cohort
 
 
 def parties(
-    tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", "")
-) -> dict[str, tuple[frozenset[str], ...]]:
-    """stage ("module:function") → the participants of each of its runs on this version, different ones."""
-    found: dict[str, set[frozenset[str]]] = {}
-    for run, told in tx.all(
-        "SELECT DISTINCT run, parties FROM answered_run JOIN answered_table USING (number)"
-        " WHERE version = ? AND NOT (contract = ? AND stage = ?)",
-        (version, *but),
-    ):
-        found.setdefault(run, set()).add(frozenset(json.loads(told)))
-    return {run: tuple(sorted(sets, key=sorted)) for run, sets in found.items()}
+    tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", ""), cohort: Cohort | None = None
+) -> tuple[frozenset[str], ...]:
+    """The participants of each earlier sum without noise over this version, by whatever stage; different sets.
+
+    With its `cohort`: over the very same rows, by ids or by contents, under whatever version and name.
+    """
+    tables = {
+        number
+        for number, dataset, other, rows in tx.all("SELECT number, dataset, version, rows FROM answered_table")
+        if other == version
+        or (cohort and rows == cohort.rows and 0 in _differences(cohort, _load(tx, number, dataset, other)))
+    }
+    told = tx.all(
+        "SELECT DISTINCT number, parties FROM answered_run WHERE exact_sum AND NOT (contract = ? AND stage = ?)", but
+    )
+    found = {frozenset(json.loads(names)) for number, names in told if number in tables}
+    return tuple(sorted(found, key=sorted))
 
 
 def aligned(tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", "")) -> dict[str, int]:
@@ -219,7 +231,7 @@ def _now(
         facts,
         rows=cohort.rows,
         nearest=nearest(tx, cohort, widest_cell(policy), cohorts) if policy.no_row_differencing else None,
-        other_parties=parties(tx, cohort.version, run).get(stage.run, ()),
+        other_parties=parties(tx, cohort.version, run, cohort) if policy.no_party_differencing else (),
         aligned=aligned(tx, facts.version, run),  # of the whole dataset: a choice of its rows is no new version
     )
 
@@ -238,10 +250,11 @@ def _remember(
             ],
         )
         return
+    exact = stage.sums and stage.cost is None
     for cohort in cohorts:
         tx.execute(
-            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?)",
-            (*run, _keep(tx, cohort), stage.run, json.dumps(sorted(stage.parties)), time),
+            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*run, _keep(tx, cohort), stage.run, json.dumps(sorted(stage.parties)), time, exact),
         )
 
 

@@ -56,7 +56,7 @@ class DatasetAsk:
     nearest: int | None = None
     """rows by which an earlier answer differs from the whole dataset, the least that is not 0; None: none differs"""
     other_parties: tuple[frozenset[str], ...] = ()
-    """the participants of earlier runs of the same stage on this version"""
+    """the participants of earlier sums without noise over these rows"""
 
 
 @dataclass(frozen=True)
@@ -301,9 +301,10 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
             yield finding(
                 "no_party_differencing",
                 near is None or near >= least,
-                f"no earlier run of it on this version of {dataset.name!r} was among others"
+                f"no earlier sum over these rows of {dataset.name!r} had other participants"
                 if near is None
-                else f"it ran on this version of {dataset.name!r} among others, {near} more or less; at least {least}",
+                else f"{near} participants differ from those of a sum over these rows of {dataset.name!r}, at least "
+                f"{least}",
             )
     if stage.datasets and Model in stage.stage.outputs.values():
         yield _of_size(bounds, stage, finding)

@@ -152,7 +152,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_party_differencing: Annotated[
         bool,
         msgspec.Meta(
-            description="Refuse the same statistic of the same rows again with a few participants more or less."
+            description="Refuse sums over the same rows again with a few participants more or less: the difference of\n"
+            "both would tell theirs."
         ),
     ] = True
     jobs_per_day: Annotated[Count, msgspec.Meta(description="Jobs that one organization may propose in 24 hours.")] = 20

@@ -6,6 +6,8 @@ Rules
 * An answer is in the journal before the worker sees it; a message is in the outbox before its first byte leaves.
   A worker that repeats a turn is given the same answers, and what it says again is recognized by place and digest.
 * What leaves has passed the gate first.
+* The history covers all totals, shared states and agreed values so far, and masks are bound to it: no sum is opened
+  over participants who were told different ones.
 * A checkpoint is one commit: the state, the key of chance, the history hash, and the end of the turn's journal.
 
 No event loop here: the awaits are of the store, the mesh and the aggregation.
@@ -291,6 +293,8 @@ class Execution:
                 payload = await self.together.agree(self.stage_id, turn, common, mine)
             split(payload)
             await self._journal(turn, k, "agree", asked, [payload])
+        digest = await self._work(len(payload), lambda: hash_("fp.agreed", payload))
+        self.history = names.history_after_agreed(self.history, digest)
         return ask.Value(*split(payload))
 
     async def _checkpoint(self, request: ask.Checkpoint) -> None:

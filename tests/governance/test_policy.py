@@ -204,11 +204,13 @@ def test_rows_that_differ_from_an_earlier_answer_in_1_to_9_are_refused() -> None
 def test_the_same_statistic_among_a_few_more_or_less_is_refused() -> None:
     ran = [frozenset({ALICE, BOB, CAROL}), frozenset({ALICE, BOB, CAROL, DAVE})]
     refused(
-        decide(AUTO, ask(stage_ask(data=replace(DATA, other_parties=(ran[1],))))), "no_party_differencing", "1 more"
+        decide(AUTO, ask(stage_ask(data=replace(DATA, other_parties=(ran[1],))))),
+        "no_party_differencing",
+        "1 participants differ",
     )
     allowed(decide(AUTO, ask(stage_ask(data=replace(DATA, other_parties=(ran[0],))))))
     swapped = stage_ask(data=replace(DATA, other_parties=(frozenset({ALICE, BOB, DAVE}),)))
-    refused(decide(AUTO, ask(swapped)), "no_party_differencing", "2 more or less; at least 3")
+    refused(decide(AUTO, ask(swapped)), "no_party_differencing", "2 participants differ", "at least 3")
     allowed(decide(msgspec.structs.replace(AUTO, no_party_differencing=False), ask(swapped)))
     others = frozenset({ALICE, BOB, CAROL, *"456"})
     allowed(decide(AUTO, ask(stage_ask(data=replace(DATA, other_parties=(others,))))))

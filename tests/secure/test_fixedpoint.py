@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedpeer.errors import LocalProtocolError, StageError, SumError
 from fedpeer.secure import fixedpoint
-from fedpeer.stage import Sum
+from fedpeer.stage import MAX_PEERS, Sum
 
 integers = st.integers(-(2**54), 2**54 - 1)
 reals = st.floats(-(2.0**22), 2.0**22, exclude_min=True, exclude_max=True, width=64)
@@ -308,3 +308,34 @@ def test_no_more_vectors_are_added_than_cannot_wrap(bits: int, most: int):
     assert fixedpoint.decode(layout, vector * np.uint32(most), most)["v"].tolist() == [most] * 5
     with pytest.raises(SumError, match="more than"):
         fixedpoint.decode(layout, vector, most + 1)
+
+
+@given(
+    st.integers(3, MAX_PEERS),
+    st.one_of(
+        st.builds(Sum, st.just(""), value_bits=st.integers(2, 55), fraction_bits=st.integers(0, 55)),
+        st.builds(Sum, st.just(""), clip=st.sampled_from([1e-3, 1.0, 1e6]), bits=st.integers(1, 22)),
+    ),
+    st.booleans(),
+)
+def test_whatever_a_stage_declares_its_sums_fit_or_its_contract_does_not(n: int, declared: Sum, largest: bool):
+    """A contract is refused by `declared.bits`: no element of any layout that the declaration allows is larger.
+
+    Then n contributions at either end of the range add up to n times their value, not modulo anything.
+    """
+    codecs = declared.codecs
+    ints, (kind, *_rest) = codecs["int64"], codecs["float64"]
+    whole = 2 ** (ints[1] - 1) - 1 if largest else -(2 ** (ints[1] - 1))
+    if kind == "fixed":
+        floats = (2.0 ** (ints[1] - 1) - 1) / 2.0**declared.fraction_bits * (1 if largest else -1)
+    else:
+        floats = 2.0 * (declared.clip or 0.0) * (1 if largest else -1)
+    layout, vector = fixedpoint.encode({"i": np.array([whole]), "x": np.array([floats])}, codecs, SEED)
+    bits = fixedpoint.bits(layout)
+    assert int(vector.max()) < 2**bits <= 2 ** max(declared.bits, 16)
+    if fixedpoint.fits(n, max(declared.bits, 16)):
+        assert n * int(vector.max()) < 2**fixedpoint.WIDTH
+        one = fixedpoint.decode(layout, vector, 1)
+        total = fixedpoint.decode(layout, vector * np.uint32(n), n)
+        assert total["i"].tolist() == [n * whole]
+        assert total["x"][0] == pytest.approx(n * one["x"][0], rel=1e-12)

@@ -33,8 +33,8 @@ class DatasetFacts:
     spent: float = 0.0
     aligned: Mapping[str, int] = field(default_factory=dict)
     nearest: int | None = None
-    parties: Mapping[str, tuple[frozenset[str], ...]] = field(default_factory=dict)
-    """stage ("module:function") → the participants of each of its earlier runs on this version"""
+    parties: tuple[frozenset[str], ...] = ()
+    """the participants of earlier sums over these rows"""
 
 
 @dataclass(frozen=True)
@@ -114,5 +114,5 @@ def _dataset(name: str, facts: DatasetFacts, entry: StageEntry, alias: str, para
         facts.spent,
         facts.aligned,
         facts.nearest if whole else None,
-        facts.parties.get(entry.run, ()) if whole else (),
+        facts.parties if whole else (),
     )

@@ -66,7 +66,7 @@ async def gather(
                     spent(tx, name),
                     answered.aligned(tx, snapshot.version),
                     answered.nearest(tx, cohorts[name], widest_cell(policy)) if name in cohorts else None,
-                    answered.parties(tx, snapshot.version),
+                    answered.parties(tx, snapshot.version, cohort=cohorts.get(name)),
                 )
                 for name, snapshot in snapshots.items()
             },
