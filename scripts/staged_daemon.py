@@ -16,7 +16,9 @@ STAGES = str(Path(__file__).with_name("algorithms"))
 WORKER = (
     *service.COMMAND[:2],
     "-c",
-    f"import fedpeer.algorithms as a; a.__path__.append({STAGES!r}); import fedpeer.worker.main as m; m.main()",
+    f"import fedpeer.algorithms as a; a.__path__.append({STAGES!r})\n"
+    "import fedpeer.algorithms.bench.vector\n"  # before the worker gives up reading files
+    "import fedpeer.worker.main as m; m.main()",
 )
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ import pyarrow as pa
 
 from fedpeer.crypto import hash_
 from fedpeer.errors import PolicyError
-from fedpeer.governance.decision import Ask, DatasetAsk, Finding, StageAsk, check_stage, widest_cell
+from fedpeer.governance.decision import Ask, DatasetAsk, Finding, StageAsk, check_stage, of_all, widest_cell
 from fedpeer.governance.policy import Policy
 from fedpeer.stage import Table
 from fedpeer.store import INLINE_BYTES, Schema, Transaction
@@ -84,6 +84,7 @@ SCHEMA = Schema(
         """,
         """
         ALTER TABLE answered_run ADD COLUMN exact_sum INTEGER NOT NULL DEFAULT 1; -- a sum, and without noise
+        ALTER TABLE answered_run ADD COLUMN of_all INTEGER NOT NULL DEFAULT 0; -- none of its participants may be away
         """,
     ],
 )
@@ -161,11 +162,12 @@ def nearest(tx: Transaction, cohort: Cohort, below: int, beside: Sequence[Cohort
 
 
 def parties(
-    tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", ""), cohort: Cohort | None = None
-) -> tuple[frozenset[str], ...]:
-    """The participants of each earlier sum without noise over this version, by whatever stage; different sets.
+    tx: Transaction, version: bytes, but: bytes = b"", cohort: Cohort | None = None
+) -> tuple[tuple[frozenset[str], bool], ...]:
+    """The participants of each earlier sum without noise over this version, by whatever stage of another contract.
 
-    With its `cohort`: over the very same rows, by ids or by contents, under whatever version and name.
+    With each, whether it could only be opened over all of them. With its `cohort`: over the very same rows, by ids or
+    by contents, under whatever version and name. Inside one contract the sums themselves see to it.
     """
     tables = {
         number
@@ -173,11 +175,9 @@ def parties(
         if other == version
         or (cohort and rows == cohort.rows and 0 in _differences(cohort, _load(tx, number, dataset, other)))
     }
-    told = tx.all(
-        "SELECT DISTINCT number, parties FROM answered_run WHERE exact_sum AND NOT (contract = ? AND stage = ?)", but
-    )
-    found = {frozenset(json.loads(names)) for number, names in told if number in tables}
-    return tuple(sorted(found, key=sorted))
+    told = tx.all("SELECT DISTINCT number, parties, of_all FROM answered_run WHERE exact_sum AND contract != ?", (but,))
+    found = {(frozenset(json.loads(names)), bool(of_all)) for number, names, of_all in told if number in tables}
+    return tuple(sorted(found, key=lambda one: (sorted(one[0]), one[1])))
 
 
 def aligned(tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", "")) -> dict[str, int]:
@@ -213,7 +213,7 @@ def check_cohort(
         text = f"{kept} tables are remembered, and no more can be"
         findings = (*findings, Finding("no_row_differencing", stage.id, False, text))
     if not ask.dry_run and all(finding.holds for finding in findings):
-        _remember(tx, run, stage, ask.me, cohorts, time)
+        _remember(tx, run, ask, stage, cohorts, time)
     return findings
 
 
@@ -231,13 +231,13 @@ def _now(
         facts,
         rows=cohort.rows,
         nearest=nearest(tx, cohort, widest_cell(policy), cohorts) if policy.no_row_differencing else None,
-        other_parties=parties(tx, cohort.version, run, cohort) if policy.no_party_differencing else (),
+        other_parties=parties(tx, cohort.version, run[0], cohort) if policy.no_party_differencing else (),
         aligned=aligned(tx, facts.version, run),  # of the whole dataset: a choice of its rows is no new version
     )
 
 
 def _remember(
-    tx: Transaction, run: tuple[bytes, str], stage: StageAsk, me: str, cohorts: Sequence[Cohort], time: str
+    tx: Transaction, run: tuple[bytes, str], ask: Ask, stage: StageAsk, cohorts: Sequence[Cohort], time: str
 ) -> None:
     if stage.aligns:
         tx.executemany(
@@ -246,15 +246,15 @@ def _remember(
                 (*run, dataset.name, dataset.version, peer, time)
                 for dataset in stage.datasets
                 for peer in stage.parties
-                if peer != me
+                if peer != ask.me
             ],
         )
         return
     exact = stage.sums and stage.cost is None
     for cohort in cohorts:
+        told = (stage.run, json.dumps(sorted(stage.parties)), time, exact, of_all(ask, stage))
         tx.execute(
-            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (*run, _keep(tx, cohort), stage.run, json.dumps(sorted(stage.parties)), time, exact),
+            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*run, _keep(tx, cohort), *told)
         )
 
 

@@ -55,7 +55,7 @@ class DatasetAsk:
     """peer → how often this version was aligned with it"""
     nearest: int | None = None
     """rows by which an earlier answer differs from the whole dataset, the least that is not 0; None: none differs"""
-    other_parties: tuple[frozenset[str], ...] = ()
+    other_parties: tuple[tuple[frozenset[str], bool], ...] = ()
     """the participants of earlier sums without noise over these rows"""
 
 
@@ -295,22 +295,36 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
                 else f"{near} rows of {dataset.name!r} differ from an earlier answer, min_cell = {k}",
             )
         if policy.no_party_differencing and stage.sums:
-            differences = [len(earlier ^ set(stage.parties)) for earlier in dataset.other_parties]
-            near = min((size for size in differences if size), default=None)
-            least = bounds["assumed_colluders"] + 2
-            yield finding(
-                "no_party_differencing",
-                near is None or near >= least,
-                f"no earlier sum over these rows of {dataset.name!r} had other participants"
-                if near is None
-                else f"{near} participants differ from those of a sum over these rows of {dataset.name!r}, at least "
-                f"{least}",
-            )
+            yield _of_others(bounds["assumed_colluders"] + 2, ask, stage, dataset, finding)
     if stage.datasets and Model in stage.stage.outputs.values():
         yield _of_size(bounds, stage, finding)
 
 
 Make = Callable[[str, bool, str], Finding]
+
+
+def of_all(ask: Ask, stage: StageAsk) -> bool:
+    """Whether the sums of a stage can only be opened over all its participants."""
+    return ask.min_parties >= len(stage.parties)
+
+
+def _of_others(least: int, ask: Ask, stage: StageAsk, dataset: DatasetAsk, make: Make) -> Finding:
+    """Two sums over the same rows are of the same participants, all of them, or of `least` different ones.
+
+    Who is away from a sum is not known beforehand, and one more in the other sum is told by the difference.
+    """
+    differences = [len(earlier ^ set(stage.parties)) for earlier, _ in dataset.other_parties]
+    near = min((size for size in differences if size), default=least)
+    told = f"of a sum over these rows of {dataset.name!r}"
+    if near < least:
+        return make("no_party_differencing", False, f"{near} participants differ from those {told}, at least {least}")
+    surely = stage.cost is not None or (
+        all(sure for _, sure in dataset.other_parties) and (not differences or of_all(ask, stage))
+    )
+    if not surely:
+        text = f"one may be away from this sum or be away {told}: min_parties = {len(stage.parties)} in both holds"
+        return make("no_party_differencing", False, text)
+    return make("no_party_differencing", True, f"nobody's part shows between this and those {told}")
 
 
 def _of_parties(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: StageAsk, make: Make) -> Iterator[Finding]:

@@ -258,5 +258,5 @@ async def test_a_hundred_repeats_are_answered_until_the_budget_or_the_day_is_ove
                 reasons.append(alice.message)
             await play.settled()
         assert sum("3 in the year before, epsilon = 3" in reason for reason in reasons) == 94
-        assert sum("jobs of mallory in the last 24 hours, jobs_per_day = 20" in reason for reason in reasons) == 80
+        assert sum("jobs of mallory in the last 24 hours, jobs_per_day = 20" in reason for reason in reasons) >= 80
         assert play.watch.of_stages() == []

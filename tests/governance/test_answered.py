@@ -83,7 +83,7 @@ class Owner:
         params = align.Align() if of is align.run else of.params()
         asked = StageAsk(stage, of.name, of, params, "member", parties, datasets)
         others = tuple(peer for peer in parties if peer != ALICE)
-        ask = Ask(f"{number:064x}", ALICE, BOB, others, "", NOW, 3, (asked,), 0, dry_run=dry_run)
+        ask = Ask(f"{number:064x}", ALICE, BOB, others, "", NOW, len(parties), (asked,), 0, dry_run=dry_run)
         findings = self.store.write_now(lambda tx: check_cohort(tx, self.policy, ask, asked, cohorts, "2026-06-01"))
         return [finding for finding in findings if not finding.holds]
 

@@ -201,19 +201,29 @@ def test_rows_that_differ_from_an_earlier_answer_in_1_to_9_are_refused() -> None
     allowed(decide(AUTO, ask(stage_ask(data=replace(DATA, nearest=10)))))
 
 
+def among(*parties: str, of_all: bool = True) -> tuple[tuple[frozenset[str], bool], ...]:
+    return ((frozenset(parties), of_all),)
+
+
 def test_the_same_statistic_among_a_few_more_or_less_is_refused() -> None:
-    ran = [frozenset({ALICE, BOB, CAROL}), frozenset({ALICE, BOB, CAROL, DAVE})]
-    refused(
-        decide(AUTO, ask(stage_ask(data=replace(DATA, other_parties=(ran[1],))))),
-        "no_party_differencing",
-        "1 participants differ",
-    )
-    allowed(decide(AUTO, ask(stage_ask(data=replace(DATA, other_parties=(ran[0],))))))
-    swapped = stage_ask(data=replace(DATA, other_parties=(frozenset({ALICE, BOB, DAVE}),)))
+    def told(*parties: str) -> StageAsk:
+        return stage_ask(data=replace(DATA, other_parties=among(*parties)))
+
+    refused(decide(AUTO, ask(told(ALICE, BOB, CAROL, DAVE))), "no_party_differencing", "1 participants differ")
+    allowed(decide(AUTO, ask(told(ALICE, BOB, CAROL))))
+    swapped = told(ALICE, BOB, DAVE)
     refused(decide(AUTO, ask(swapped)), "no_party_differencing", "2 participants differ", "at least 3")
     allowed(decide(msgspec.structs.replace(AUTO, no_party_differencing=False), ask(swapped)))
-    others = frozenset({ALICE, BOB, CAROL, *"456"})
-    allowed(decide(AUTO, ask(stage_ask(data=replace(DATA, other_parties=(others,))))))
+    allowed(decide(AUTO, ask(told(ALICE, BOB, CAROL, *"456"))))
+
+
+def test_the_same_statistic_again_is_refused_where_another_may_be_away() -> None:
+    """Who is away from one of two sums of the same participants is told by the difference."""
+    four = (ALICE, BOB, CAROL, DAVE)
+    surely, maybe = (replace(DATA, other_parties=among(*four, of_all=of_all)) for of_all in (True, False))
+    allowed(decide(AUTO, ask(stage_ask(data=surely, parties=four), min_parties=4)))
+    refused(decide(AUTO, ask(stage_ask(data=surely, parties=four))), "no_party_differencing", "min_parties = 4 in both")
+    refused(decide(AUTO, ask(stage_ask(data=maybe, parties=four), min_parties=4)), "no_party_differencing", "be away")
 
 
 def test_more_than_20_jobs_of_an_initiator_in_a_day_are_refused_and_dry_runs_do_not_count() -> None:

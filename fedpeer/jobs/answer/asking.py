@@ -33,7 +33,7 @@ class DatasetFacts:
     spent: float = 0.0
     aligned: Mapping[str, int] = field(default_factory=dict)
     nearest: int | None = None
-    parties: tuple[frozenset[str], ...] = ()
+    parties: tuple[tuple[frozenset[str], bool], ...] = ()
     """the participants of earlier sums over these rows"""
 
 
