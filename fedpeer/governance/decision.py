@@ -71,6 +71,10 @@ class StageAsk:
     parties: tuple[str, ...]
     """peer ids of all who have a role in it, this peer among them"""
     datasets: tuple[DatasetAsk, ...]
+    survivors: int = 0
+    """its sums are opened over so many at least"""
+    honest: int = 0
+    """so many of these are taken to keep what they see to themselves: noise is drawn for so few"""
 
     @property
     def aligns(self) -> bool:
@@ -347,6 +351,13 @@ def _of_parties(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
         fewest - colluders >= 2,
         f"{fewest} in a sum at least, and {colluders} may pool what they see; two more are needed",
     )
+    if stage.cost is not None and stage.honest:
+        left = _fewest(held, len(stage.parties) - held.total(), stage.survivors) - colluders
+        yield make(
+            "assumed_colluders",
+            left >= stage.honest,
+            f"the noise is made for {stage.honest} organizations that do not pool what they see, and may be of {left}",
+        )
 
 
 def _fewest(held: Mapping[str, int], others: int, survivors: int) -> int:

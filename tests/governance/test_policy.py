@@ -226,6 +226,18 @@ def test_the_same_statistic_again_is_refused_where_another_may_be_away() -> None
     refused(decide(AUTO, ask(stage_ask(data=maybe, parties=four), min_parties=4)), "no_party_differencing", "be away")
 
 
+def test_noise_that_is_made_for_more_honest_organizations_than_there_may_be_is_refused() -> None:
+    noisy, five = replace(logistic.fit, cost=lambda _: (0.5, 1e-9)), (ALICE, BOB, CAROL, DAVE, "4")
+    for honest, colluders, holds in ((4, 1, True), (4, 2, False), (3, 2, True)):
+        rules = msgspec.structs.replace(AUTO, assumed_colluders=colluders)
+        stage = stage_ask(of=noisy, parties=five, survivors=5, honest=honest)
+        decision = decide(rules, ask(stage, min_parties=5))
+        if holds:
+            allowed(decision)
+        else:
+            refused(decision, "assumed_colluders", "made for 4 organizations", "may be of 3")
+
+
 def test_more_than_20_jobs_of_an_initiator_in_a_day_are_refused_and_dry_runs_do_not_count() -> None:
     allowed(decide(AUTO, ask(jobs_today=19)))
     refused(decide(AUTO, ask(jobs_today=20)), "jobs_per_day", "20 jobs of bob")

@@ -69,6 +69,7 @@ def ask_of(read: Contract, me: str, find: FindStage, facts: Facts, *, dry_run: b
                     _dataset(name, facts.datasets[name], entry, alias, params)
                     for name in sorted(feeding(read, entry, alias, find))
                 ),
+                *((profile.m_min, profile.honest) if (profile := contract.sums_of(read, entry, find)) else ()),
             )
         )
     return Ask(
