@@ -110,7 +110,6 @@ class Ask:
     """earlier jobs of the initiator's organization in the last 24 hours, this one not among them"""
     names: Mapping[str, str] = field(default_factory=dict)
     """peer id → its name in our roster"""
-    dry_run: bool = False
     sandbox_missing: tuple[str, ...] = ()
     """layers of the workers' sandbox that this machine does not have"""
 
@@ -228,14 +227,13 @@ def _matches(rule: Rule, ask: Ask, stage: StageAsk, *, whole: bool) -> bool:
 
 
 def _of_the_contract(policy: Policy, ask: Ask) -> Iterator[Finding]:
-    if not ask.dry_run:
-        yield Finding(
-            "jobs_per_day",
-            "",
-            ask.jobs_today < policy.jobs_per_day,
-            f"{ask.jobs_today} jobs of {ask.name(ask.initiator)} in the last 24 hours, jobs_per_day = "
-            f"{policy.jobs_per_day}",
-        )
+    yield Finding(
+        "jobs_per_day",
+        "",
+        ask.jobs_today < policy.jobs_per_day,
+        f"{ask.jobs_today} jobs of {ask.name(ask.initiator)} in the last 24 hours, jobs_per_day = "
+        f"{policy.jobs_per_day}",
+    )
     if policy.sandbox == "required":
         missing = ", ".join(ask.sandbox_missing)
         yield Finding(

@@ -71,7 +71,6 @@ class Owner:
         parties: tuple[str, ...] = (ALICE, BOB, CAROL),
         contract: int | None = None,
         stage: str = "look",
-        dry_run: bool = False,
     ) -> list[Finding]:
         """What fails; [] when it was answered. A `contract` is a new one each time, if none is given."""
         self.runs += 1
@@ -83,7 +82,7 @@ class Owner:
         params = align.Align() if of is align.run else of.params()
         asked = StageAsk(stage, of.name, of, params, "member", parties, datasets)
         others = tuple(peer for peer in parties if peer != ALICE)
-        ask = Ask(f"{number:064x}", ALICE, BOB, others, "", NOW, len(parties), (asked,), 0, dry_run=dry_run)
+        ask = Ask(f"{number:064x}", ALICE, BOB, others, "", NOW, len(parties), (asked,), 0)
         findings = self.store.write_now(lambda tx: check_cohort(tx, self.policy, ask, asked, cohorts, "2026-06-01"))
         return [finding for finding in findings if not finding.holds]
 
@@ -153,12 +152,6 @@ def test_a_run_that_is_repeated_after_a_crash_does_not_count_against_itself(alic
     for _ in range(3):
         assert alice.ask(cohort(range(1000)), contract=7) == []
     assert alice.store.write_now(lambda tx: tx.one("SELECT count(*) FROM answered_run")) == (1,)
-
-
-def test_a_dry_run_is_checked_and_not_remembered(alice: Owner) -> None:
-    assert alice.ask(cohort(range(1000)), dry_run=True) == []
-    assert alice.ask(cohort(range(999))) == []
-    assert len(alice.ask(cohort(range(1000)), dry_run=True)) == 1
 
 
 def test_what_is_remembered_outlives_the_daemon(tmp_path: Path) -> None:

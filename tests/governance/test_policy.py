@@ -238,10 +238,9 @@ def test_noise_that_is_made_for_more_honest_organizations_than_there_may_be_is_r
             refused(decision, "assumed_colluders", "made for 4 organizations", "may be of 3")
 
 
-def test_more_than_20_jobs_of_an_initiator_in_a_day_are_refused_and_dry_runs_do_not_count() -> None:
+def test_more_than_20_jobs_of_an_initiator_in_a_day_are_refused() -> None:
     allowed(decide(AUTO, ask(jobs_today=19)))
     refused(decide(AUTO, ask(jobs_today=20)), "jobs_per_day", "20 jobs of bob")
-    allowed(decide(AUTO, ask(jobs_today=20, dry_run=True)))
 
 
 def psi(data: DatasetAsk = DATA, **params: Any) -> StageAsk:

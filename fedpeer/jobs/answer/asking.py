@@ -48,7 +48,7 @@ class Facts:
     sandbox_missing: tuple[str, ...] = ()
 
 
-def ask_of(read: Contract, me: str, find: FindStage, facts: Facts, *, dry_run: bool = False) -> Ask:
+def ask_of(read: Contract, me: str, find: FindStage, facts: Facts) -> Ask:
     """The contract as it concerns the peer with the id `me`, which is a participant. `read` has been checked."""
     alias, peer_of = read.alias_of[me], read.peer_of
     stages = []
@@ -83,7 +83,6 @@ def ask_of(read: Contract, me: str, find: FindStage, facts: Facts, *, dry_run: b
         tuple(stages),
         facts.jobs_today,
         facts.names,
-        dry_run,
         facts.sandbox_missing,
     )
 
