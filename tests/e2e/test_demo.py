@@ -91,6 +91,7 @@ def agrees(result: dict, keys: set[str], peers: int = 4) -> None:
     assert min(result["bytes_sent"]) > 10_000
 
 
+@pytest.mark.system  # a demo
 def test_four_daemons_train_one_model_and_nothing_is_left(folder: Path) -> None:
     run = Run(folder, "--json")
     assert run.end() == 0, run.said

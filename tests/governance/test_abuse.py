@@ -23,6 +23,8 @@ from fedpeer.jobs.contract import Contract
 from fedpeer.peers import Peers
 from fedpeer.stage import Params, Report, Stage, Sum, Table, at_least, stage
 
+pytestmark = pytest.mark.system  # a minute of whole federations
+
 NOT_ALLOWED, CANNOT = "alice does not allow it", "alice cannot run this contract: another release"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import trio
 from abuse_cast import ALIGN, FIT, STATISTICS, THREE, Play, beside, cast, stages
 from trio.abc import Clock
@@ -30,6 +31,8 @@ from fedpeer.peers import Peers
 from fedpeer.secure import psi
 from fedpeer.stage import Agreed, Params, Report, Stage, Sum, Table, at_least, stage
 from fedpeer.testing.federation import LAX
+
+pytestmark = pytest.mark.system  # a minute of whole federations
 
 
 @stage(

@@ -27,6 +27,8 @@ from fedpeer.peers import Peers
 from fedpeer.stage import Agreed, Params, Report, Stage, Table, at_least, stage
 from fedpeer.testing.federation import LAX, Federation, Organization, federation
 
+pytestmark = pytest.mark.system  # a minute of whole federations
+
 NAMES = ["alice", "bob", "carol"]
 ROWS = 200
 
