@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fedpeer import codec
+from fedpeer.errors import ContractError
 from fedpeer.governance.decision import Ask, DatasetAsk, StageAsk
 from fedpeer.jobs import contract
 from fedpeer.jobs.contract import DATASET, Contract, FindStage, StageEntry
@@ -69,7 +70,7 @@ def ask_of(read: Contract, me: str, find: FindStage, facts: Facts) -> Ask:
                     _dataset(name, facts.datasets[name], entry, alias, params)
                     for name in sorted(feeding(read, entry, alias, find))
                 ),
-                *((profile.m_min, profile.honest) if (profile := contract.sums_of(read, entry, find)) else ()),
+                *_noise(read, entry, find),
             )
         )
     return Ask(
@@ -85,6 +86,15 @@ def ask_of(read: Contract, me: str, find: FindStage, facts: Facts) -> Ask:
         facts.names,
         facts.sandbox_missing,
     )
+
+
+def _noise(read: Contract, entry: StageEntry, find: FindStage) -> tuple[int, int]:
+    """Over how many its sums are opened at least, and how many of them noise is made for."""
+    try:
+        profile = contract.sums_of(read, entry, find)
+    except ContractError:  # the check of the contract says why; no noise is enough
+        return 0, 1
+    return (profile.m_min, profile.honest) if profile else (0, 0)
 
 
 def feeding(read: Contract, entry: StageEntry, alias: str, find: FindStage) -> set[str]:
