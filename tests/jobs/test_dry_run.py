@@ -19,6 +19,8 @@ from fedpeer.testing.federation import Federation, federation
 from fedpeer.worker.protocol import Start
 from fedpeer.worker.service import WorkerProcess
 
+pytestmark = pytest.mark.system  # processes, or whole federations, for a while
+
 NAMES = ("alice", "bob", "carol", "dave")
 CSV = "pid,age,dose,site,treated\n" + "".join(
     f"p{n}x,{4000 + n},{n % 7}.125,ward-{n % 3},{n % 2}\n" for n in range(437)

@@ -21,6 +21,8 @@ from fedpeer.secure import dp
 from fedpeer.testing.federation import LAX, Federation, Organization, federation
 from fedpeer.worker import protocol
 
+pytestmark = pytest.mark.system  # processes, or whole federations, for a while
+
 NAMES = ["alice", "bob", "carol"]
 ROWS = 1000
 RULES = LAX.replace("epsilon = inf", "epsilon = 1.5").replace("per_job = inf", "per_job = 1.0")

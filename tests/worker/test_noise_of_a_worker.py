@@ -7,6 +7,7 @@ import math
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pytest
 import trio
 
 from fedpeer import artifact
@@ -15,6 +16,8 @@ from fedpeer.secure import dp, fixedpoint
 from fedpeer.stage import Table
 from fedpeer.worker import protocol as ask
 from fedpeer.worker.service import WorkerProcess
+
+pytestmark = pytest.mark.system  # processes, or whole federations, for a while
 
 PARAMS = Private(epsilon=0.5, columns={"a": (0.0, 1.0)}, bins=2)
 HONEST = 3

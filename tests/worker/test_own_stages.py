@@ -154,6 +154,7 @@ async def test_the_policy_of_the_moment_is_what_a_worker_is_told(
             await set_policy(peers["alice"].daemon, ["horizontal.logistic:fit"])
 
 
+@pytest.mark.system  # daemons
 async def test_a_job_is_refused_where_a_layer_is_missing_that_the_policy_requires(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
