@@ -25,7 +25,8 @@ import errno
 import itertools
 import os
 import sqlite3
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class Store:
         self._committed: deque[Callable[[], None]] = deque()
         self._reserve, self._reserve_bytes = folder / "reserve", 0
         self._parts = itertools.count()
+        self._unclaimed: Counter[bytes] = Counter()  # files under names of others that no row names yet
+        self._claims = threading.Lock()
         try:
             self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -208,7 +211,7 @@ class Store:
         """Keep bytes, or pieces of them one after the other, as a file, durably; its name, the digest, is returned.
 
         The same bytes are kept once. `name` is the digest by which others know them, if it is not hash_("fp.file", of
-        the whole).
+        the whole); such a file is not removed by anybody before it is `claimed`.
         """
         return await self._run(lambda: self.put_file_now(data, name))
 
@@ -217,8 +220,11 @@ class Store:
         pieces = [memoryview(piece).cast("B") for piece in given]
         digest = _digest(pieces) if name is None else name
         path = self.path_of(digest)
-        if path.exists():
-            return digest
+        with self._claims:  # the same bytes may just be given up by another job
+            if name is not None:
+                self._unclaimed[name] += 1
+            if path.exists():
+                return digest
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)  # what a kill left of it: being read-only, it could not be opened again
         self._write_part(part, pieces, self.with_reserve)
@@ -265,8 +271,17 @@ class Store:
     def path_of(self, digest: bytes) -> Path:
         return self.files / digest.hex()
 
+    def claimed(self, digest: bytes) -> None:
+        """A row names this file now: who removes that row removes the file. Called when it is committed."""
+        with self._claims:
+            self._unclaimed[digest] -= 1
+            self._unclaimed += Counter()  # drops what is not above zero
+
     def remove_file(self, digest: bytes) -> None:
-        self.path_of(digest).unlink(missing_ok=True)
+        """Remove a file, unless it was put again under its name and no row names it yet."""
+        with self._claims:
+            if not self._unclaimed[digest]:
+                self.path_of(digest).unlink(missing_ok=True)
 
     def sweep(self, schemas: Sequence[Schema]) -> None:
         """At the start, with the schemas of all tables: remove every file that no row names."""

@@ -190,3 +190,17 @@ async def test_a_file_that_cannot_be_written_is_a_named_error_and_leaves_nothing
     store.files.rmdir()
     with pytest.raises(StoreError, match="files"):
         await store.put_file(b"x")
+
+
+async def test_a_file_that_was_put_again_stays_until_it_is_claimed_though_another_removes_it(tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+    name = bytes(32)
+    await store.put_file(b"a total", name)
+    store.claimed(name)  # by the first of two jobs that have the same total
+    await store.put_file(b"a total", name)
+    store.remove_file(name)  # the first is over
+    assert store.path_of(name).read_bytes() == b"a total"
+    store.claimed(name)
+    store.remove_file(name)
+    assert not store.path_of(name).exists()
+    store.close()

@@ -50,6 +50,7 @@ def offer(tx: Transaction, store: Store, scope: bytes, digest: bytes, size: int)
     if not path.exists() or path.stat().st_size != size or size > MAX_BLOB:
         raise LocalProtocolError(f"there is no file {digest.hex()} of {size} bytes to offer")
     tx.execute("INSERT OR IGNORE INTO mesh_offer VALUES (?, ?, ?)", (scope, digest, size))
+    tx.after_commit(lambda: store.claimed(digest))
 
 
 def offered(tx: Transaction, scope: bytes, digest: bytes) -> bool:
