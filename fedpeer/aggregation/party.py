@@ -202,15 +202,17 @@ class Party:
 
         So a party that is gone for good costs the others a bounded number of messages.
         """
+        turns = [group for group in self._groups.values() if not group.data]
+        if not turns:
+            return
         n, q = self.setting.profile.n, self.setting.profile.q
         reached = {stage: sorted(parties.values(), reverse=True) for stage, parties in self._reached.items()}
         everybody = {stage: places[-1] for stage, places in reached.items() if len(places) == n}
         quorum = {stage: places[q - 1] for stage, places in reached.items() if len(places) >= q}
         over = [
             group
-            for group in self._groups.values()
-            if not group.data
-            and all((turn, k) < quorum.get(stage, (0, 0)) for stage, turn, k in group.names)
+            for group in turns
+            if all((turn, k) < quorum.get(stage, (0, 0)) for stage, turn, k in group.names)
             and all(
                 instance.settled or (not instance.started and group.asks.keys() == group.ended.keys())
                 for instance in group.instances
