@@ -41,6 +41,7 @@ from fedpeer.admin.commands import (
     EntryView,
     PolicyView,
     StatusView,
+    WaitingView,
 )
 from fedpeer.crypto import Secret
 from fedpeer.data.catalog import DatasetView
@@ -899,6 +900,18 @@ def test_a_contract_that_the_policy_refuses_ends_the_test_with_6_and_says_why(pe
 
 def test_the_policy_is_printed_as_it_was_written(peer: Peer, run: Run) -> None:
     assert run("policy", "show")[1] == "# ours\nmin_rows = 50 # �[2J\n"
+
+
+WAITS = msgspec.structs.replace(POLICY, waiting=[WaitingView(uid=1000, text="min_rows = 5\n", time="t")])
+
+
+def test_a_policy_that_waits_for_a_second_person_is_said_and_shown(peer: Peer, run: Run, tmp_path: Path) -> None:
+    peer.answers["policy.set"] = peer.answers["policy.show"] = WAITS
+    (file := tmp_path / "ours.toml").write_text("min_rows = 5\n")
+    assert "waits for a second person" in run("policy", "set", str(file))[1]
+    assert "fedpeer policy show --waiting 1000" in run("policy", "show")[2]
+    assert run("policy", "show", "--waiting", "1000")[:2] == (0, "min_rows = 5\n")
+    assert run("policy", "show", "--waiting", "7")[0] == 5
 
 
 class Editor:

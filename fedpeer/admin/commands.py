@@ -180,6 +180,14 @@ class CardView(msgspec.Struct, kw_only=True):
     """the line to give to the others"""
 
 
+class WaitingView(msgspec.Struct, kw_only=True):
+    """A policy that one person has set, where the one that counts says two_person."""
+
+    uid: int
+    text: str
+    time: str
+
+
 class PolicyView(msgspec.Struct, kw_only=True):
     number: int
     """0: the default, which nobody set"""
@@ -187,6 +195,8 @@ class PolicyView(msgspec.Struct, kw_only=True):
     uid: int | None
     """of who set it"""
     time: str
+    waiting: list[WaitingView] = []
+    """for a second person who sets the same text"""
 
 
 class AccountView(msgspec.Struct, kw_only=True):
@@ -417,27 +427,35 @@ async def approvals_revoke(daemon: Daemon, ask: Numbered) -> StandingView:
 
 async def policy_show(daemon: Daemon, _: Arguments) -> PolicyView:
     """Print the policy of this peer: what may be computed on its data. Without one, the commented defaults."""
-    from fedpeer.governance import policy
-
-    return PolicyView(**msgspec.structs.asdict(await daemon.store.read(policy.kept)))
+    return await daemon.store.read(_policy)
 
 
 async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
-    """Replace the policy of this peer by the text of a file, or of - for standard input."""
+    """Replace the policy of this peer by the text of a file, or of - for standard input; two must where it says so."""
     from fedpeer.governance import policy
 
     by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
     uid = os.geteuid() if by is None else by.uid
-    record = daemon.record("policy_set")
+    set_, waits = daemon.record("policy_set"), daemon.record("policy_waits")
 
-    def keep(tx: Transaction) -> policy.Kept:
+    def keep(tx: Transaction) -> PolicyView:
         kept = policy.keep(tx, ask.text, uid, now, ask.after)
-        record(tx, {"policy": kept.number, "text": ask.text})
-        return kept
+        if kept is None:
+            waits(tx, {"text": ask.text})
+        else:
+            set_(tx, {"policy": kept.number, "text": ask.text})
+        return _policy(tx)
 
-    kept = await daemon.store.write(keep)
+    view = await daemon.store.write(keep)
     await daemon.use_policy()
-    return PolicyView(**msgspec.structs.asdict(kept))
+    return view
+
+
+def _policy(tx: Transaction) -> PolicyView:
+    from fedpeer.governance import policy
+
+    waiting = [WaitingView(**msgspec.structs.asdict(one)) for one in policy.waiting(tx)]
+    return PolicyView(**msgspec.structs.asdict(policy.kept(tx)), waiting=waiting)
 
 
 async def policy_test(daemon: Daemon, ask: NewJob) -> DecisionView:

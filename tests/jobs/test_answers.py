@@ -192,6 +192,21 @@ async def test_two_people_are_needed_where_the_policy_says_so(autojump_clock: Cl
         assert said == ["ann (1000)", "ben (1001)"]
 
 
+async def test_a_rule_of_two_that_came_later_holds_for_what_was_asked_before(
+    autojump_clock: Clock, quick_path: Path
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, ASK)
+        job = await submit(peers)
+        await until_asked(peers["bob"], job)
+        await peers["bob"].set_policy(TWO)
+        bob = peers["bob"].daemon.jobs
+        await bob.approvals.approve(job, ANN)
+        assert answer_of(peers["bob"], job, "bob") == "asking"
+        await bob.approvals.approve(job, BEN)
+        assert {view.state for view in await ended(peers, job)} == {"done"}
+
+
 async def test_who_submits_is_one_of_two(autojump_clock: Clock, quick_path: Path) -> None:
     async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, LAX)

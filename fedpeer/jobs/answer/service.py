@@ -215,7 +215,7 @@ class Answers:
             if decision.verdict != "refused":
                 state = ASKING
             if decision.verdict == "ask":
-                needs = 2 if rules.two_person else 1
+                needs = rules.people
         except PolicyError as error:
             why = error.message
         return Asked(
