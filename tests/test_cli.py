@@ -196,7 +196,7 @@ ACCOUNT = AccountView(
     dataset="rows", partner="fp1b", name="bank\x1b[2J", epsilon=0.8, left=2.2, delta=1e-8, stages=1, last="t"
 )
 BUDGET = BudgetView(
-    dataset="rows", per_year=3.0, per_job=None, accounts=[ACCOUNT],
+    dataset="rows", remembered=7, most_remembered=1000, per_year=3.0, per_job=None, accounts=[ACCOUNT],
     charges=[ChargeView(time="t", job=JOB, stage="describe", run="horizontal.statistics:private", partner="fp1b",
                         name="bank\x1b[2J", epsilon=0.8, delta=1e-8)],
 )  # fmt: skip
@@ -416,8 +416,12 @@ def test_a_verb_asks_the_daemon_and_shows_the_answer(
 
 def test_a_budget_is_shown_with_its_limits_and_its_charges(peer: Peer, run: Run) -> None:
     shown = run("budget", "show", "rows")[1]
-    for text in ("a partner and year  ε = 3", "a job               no limit", "horizontal.statistics:private", "2.2"):
+    for text in ("a partner and year  ε = 3", "a job               no limit", "horizontal.statistics:private", "2.2",
+                 "answered            from 7 tables of at most 1000"):  # fmt: skip
         assert text in shown
+    assert "--forget" not in shown
+    peer.answers["budget.show"] = msgspec.structs.replace(BUDGET, remembered=1000)
+    assert "fedpeer dataset remove rows --forget" in run("budget", "show", "rows")[1]
     peer.answers["budget.list"] = []
     assert run("budget", "list")[1] == "nothing was charged in the last year\n"
 

@@ -115,6 +115,11 @@ class NewDataset(Arguments, frozen=True):
     """whether partners who ask are told of it"""
 
 
+class Removal(Ref, frozen=True):
+    forget: bool = False
+    """whether the tables of it that answers were from are forgotten, too"""
+
+
 class NewJob(Arguments, frozen=True):
     text: Annotated[str, msgspec.Meta(max_length=256 * 1024)]
     """the TOML of a contract"""
@@ -230,6 +235,9 @@ class BudgetView(msgspec.Struct, kw_only=True):
     """`per_year`, `per_job`: of epsilon, None without a limit; `charges`: all that were ever made, oldest first."""
 
     dataset: str
+    remembered: int
+    """tables of it that answers were from, so that no other tells a row by difference"""
+    most_remembered: int
     per_year: float | None
     per_job: float | None
     accounts: list[AccountView]
@@ -360,9 +368,17 @@ async def dataset_show(daemon: Daemon, ask: Ref) -> DatasetView:
     return await daemon.catalog.get(ask.ref)
 
 
-async def dataset_remove(daemon: Daemon, ask: Ref) -> None:
+async def dataset_remove(daemon: Daemon, ask: Removal) -> None:
     """Forget a dataset. Its file stays where it is."""
-    await daemon.catalog.remove(ask.ref, record=daemon.record("dataset_removed"))
+    from fedpeer.governance import answered
+
+    record = daemon.record("dataset_removed")
+
+    def removed(tx: Transaction, facts: dict[str, Any]) -> None:
+        forgot = {"forgot": answered.forget(tx, ask.ref)} if ask.forget else {}
+        record(tx, {**facts, **forgot})
+
+    await daemon.catalog.remove(ask.ref, record=removed)
 
 
 async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
@@ -470,7 +486,7 @@ async def budget_list(daemon: Daemon, _: Arguments) -> list[AccountView]:
 
 async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
     """Show the privacy budget of a dataset: what a year and a job may cost, and every charge."""
-    from fedpeer.governance import budget, policy
+    from fedpeer.governance import answered, budget, policy
 
     dataset = await daemon.catalog.get(ask.ref)
 
@@ -478,6 +494,8 @@ async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
         limits = policy.current(tx).budget
         return BudgetView(
             dataset=dataset.name,
+            remembered=answered.remembered(tx, dataset.name),
+            most_remembered=answered.MAX_ANSWERS,
             per_year=_finite(limits.epsilon),
             per_job=_finite(limits.per_job),
             accounts=_accounts(tx, daemon, dataset.name),
@@ -661,7 +679,7 @@ COMMANDS: dict[str, Command] = {
         Command("dataset.add", "POST", "/v1/datasets", NewDataset, dataset_add, timeout_s=None),
         Command("dataset.list", "GET", "/v1/datasets", Arguments, dataset_list),
         Command("dataset.show", "GET", "/v1/datasets/{ref}", Ref, dataset_show),
-        Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Ref, dataset_remove),
+        Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Removal, dataset_remove),
         Command("job.submit", "POST", "/v1/jobs", NewJob, job_submit),
         Command("job.dry-run", "POST", "/v1/dry-runs", NewJob, job_dry_run, timeout_s=None),
         Command("job.list", "GET", "/v1/jobs", Arguments, job_list),

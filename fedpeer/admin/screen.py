@@ -137,10 +137,22 @@ def budget(view: dict[str, Any]) -> str:
     head = ["time", "job", "stage", "run", "partner", "epsilon", "delta"]
     return "\n\n".join(
         [
-            facts([("dataset", view["dataset"]), *limits]),
+            facts([("dataset", view["dataset"]), *limits, ("answered", _answered(view))]),
             accounts(view["accounts"]),
             table(head, charges, empty="nothing was ever charged"),
         ]
+    )
+
+
+def _answered(view: dict[str, Any]) -> str:
+    kept, most = view["remembered"], view["most_remembered"]
+    told = f"from {kept} tables of at most {most}, compared with every answer"
+    if kept < most:
+        return told
+    name = view["dataset"]
+    return (
+        f"{told}: nothing new is answered until a table is a year old, or all are forgotten (`fedpeer dataset remove "
+        f"{name} --forget`, and add it again; then answers may tell rows by their difference from earlier ones)"
     )
 
 

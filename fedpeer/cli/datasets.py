@@ -58,10 +58,14 @@ def dataset_show(state: State, ref: str) -> None:
 
 @dataset.command(name="remove", help=asks("dataset.remove"))
 @ref("dataset")
+@click.option("--forget", is_flag=True, help="Forget also which rows answers were from; see `fedpeer budget show`.")
 @yes
 @pass_state
-def dataset_remove(state: State, ref: str, yes: bool) -> None:
+def dataset_remove(state: State, ref: str, forget: bool, yes: bool) -> None:
     client = state.client()
     found = client.call("dataset.show", ref=ref)
-    confirm(f"forget the dataset {found['name']} ({found['uri']})?", yes)
-    state.show(client.call("dataset.remove", ref=found["name"]), f"removed {found['name']}; its source stays")
+    more = ", and what was answered from it: later answers may tell single rows by difference" if forget else ""
+    confirm(f"forget the dataset {found['name']} ({found['uri']}){more}?", yes)
+    state.show(
+        client.call("dataset.remove", ref=found["name"], forget=forget), f"removed {found['name']}; its source stays"
+    )

@@ -222,11 +222,13 @@ async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
     asks = (
         ("peer.add", {"card": ""}),
         ("dataset.add", {"name": "rows", "uri": str(quick_path / "rows.csv")}),
-        ("dataset.remove", {"ref": "rows"}),
+        ("dataset.remove", {"ref": "rows", "forget": True}),
         ("peer.remove", {"ref": "bob"}),
     )
     async with federation(quick_path, NAMES[:2], introduced=False, find=find) as peers:
         alice = peers["alice"].daemon
+        answered = "INSERT INTO answered_table (dataset, version, rows) VALUES ('rows', x'', 2)"
+        await alice.store.write(lambda tx: tx.execute(answered))
         for name, given in asks:
             command = COMMANDS[name]
             if "card" in given:
@@ -236,7 +238,7 @@ async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
         told = await alice.store.read(audit.entries)
         assert [entry.event for entry in told] == ["peer_added", "dataset_added", "dataset_removed", "peer_removed"]
         assert {(entry.facts["uid"], entry.facts["user"]) for entry in told} == {(1234, "ann")}
-        assert told[1].facts["rows"] == 2
+        assert (told[1].facts["rows"], told[2].facts["forgot"]) == (2, 1)
         shown = COMMANDS["audit.show"].handler(alice, COMMANDS["audit.show"].check({"number": 2}))
         assert (await shown).event == "dataset_added"
         listed = COMMANDS["audit.list"].handler(alice, COMMANDS["audit.list"].check({"job": "ab" * 32}))
