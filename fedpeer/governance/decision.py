@@ -112,6 +112,8 @@ class Ask:
     """peer id → its name in our roster"""
     sandbox_missing: tuple[str, ...] = ()
     """layers of the workers' sandbox that this machine does not have"""
+    memory: int = 0
+    """bytes that a worker may take here; 0: not looked at"""
 
     def name(self, peer: str) -> str:
         return self.names.get(peer, peer)
@@ -270,6 +272,10 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
 
     allowed = matches([stage.run], policy.stages) or is_own(stage.run, policy.modules)
     yield finding("stages", allowed, f"{stage.run} is {'' if allowed else 'not '}among what may run")
+    if ask.memory:
+        needs = _memory(stage)
+        text = f"a worker takes {_megabytes(needs)} or more, and may take {_megabytes(ask.memory)} here"
+        yield finding("memory", needs <= ask.memory, text)
     if not stage.stage.messages:
         return  # nothing leaves
     if stage.sums:
@@ -300,6 +306,23 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
             yield _of_others(bounds["assumed_colluders"] + 2, ask, stage, dataset, finding)
     if stage.datasets and Model in stage.stage.outputs.values():
         yield _of_size(bounds, stage, finding)
+
+
+def _memory(stage: StageAsk) -> int:
+    """Bytes that a worker takes at least: its tables, 8 for each value, and what the stage says for itself.
+
+    Of a table that an earlier stage makes, all rows of the dataset count.
+    """
+    values = sum(dataset.rows * len(dataset.columns) for dataset in stage.datasets)
+    if stage.stage.memory is None:
+        return 8 * values
+    rows = max((dataset.rows for dataset in stage.datasets), default=0)
+    features = sum(column != dataset.label for dataset in stage.datasets for column in dataset.columns)
+    return 8 * values + stage.stage.memory(stage.params, rows, features)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 Make = Callable[[str, bool, str], Finding]

@@ -286,6 +286,19 @@ def test_a_missing_layer_of_the_sandbox_is_refused_where_it_is_required() -> Non
     allowed(decide(msgspec.structs.replace(AUTO, sandbox="best-effort"), ask(sandbox_missing=("landlock",))))
 
 
+def test_what_cannot_fit_in_a_worker_is_refused_with_its_size() -> None:
+    table = 8 * 455 * 31
+    plain = stage_ask(declared())
+    allowed(decide(AUTO, ask(plain, memory=table)))
+    refused(decide(AUTO, ask(plain, memory=table - 1)), "memory", "0 MB or more, and may take 0 MB")
+    matrix = table + 8 * 455 * 30  # and the features beside it
+    allowed(decide(AUTO, ask(stage_ask(logistic.fit), memory=matrix)))
+    refused(decide(AUTO, ask(stage_ask(logistic.fit), memory=matrix - 1)), "memory")
+    large = stage_ask(kmeans.fit, data=replace(DATA, rows=10**9))
+    refused(decide(AUTO, ask(large, memory=16 * 10**9)), "memory", "488,000 MB or more, and may take 16,000 MB here")
+    allowed(decide(AUTO, ask(large)))  # not looked at
+
+
 NOISY = declared(Noise, cost=lambda params: (params.epsilon, params.delta))
 
 

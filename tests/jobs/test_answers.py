@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.abc import Clock
@@ -16,7 +17,7 @@ from trio.abc import Clock
 from fedpeer import stage as stages
 from fedpeer import store
 from fedpeer.admin.caller import Caller
-from fedpeer.data.catalog import Snapshot
+from fedpeer.data.catalog import DatasetView, Snapshot
 from fedpeer.errors import PolicyError, UsageError
 from fedpeer.governance import audit
 from fedpeer.jobs import contract, lifecycle, service
@@ -25,6 +26,7 @@ from fedpeer.mesh.records import Signed
 from fedpeer.peers import Peers
 from fedpeer.stage import Agreed, Params, Report, Stage, Table, at_least, stage
 from fedpeer.testing.federation import LAX, Federation, Organization, federation
+from fedpeer.worker import sandbox
 
 NAMES = ["alice", "bob", "carol"]
 ANN, BEN = Caller(1000, 11, "ann"), Caller(1001, 12, "ben")
@@ -552,6 +554,26 @@ async def test_a_contract_that_the_policy_refuses_unseen_has_no_table_read(
         await submit(peers)
         await trio.sleep(5)
         assert (taken, list(bob.store.files.iterdir())) == ([], [])
+
+
+async def test_what_cannot_fit_in_a_worker_is_refused_by_name_before_a_row_is_read(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        rows_of = bob.catalog.get
+
+        async def of_a_billion_rows(name: str) -> DatasetView:
+            return msgspec.structs.replace(await rows_of(name), rows=10**9)
+
+        monkeypatch.setattr(sandbox, "usable_memory", lambda: 15 * 10**9)
+        monkeypatch.setattr(bob.catalog, "get", of_a_billion_rows)
+        job = await submit(peers)
+        await trio.sleep(5)
+        assert list(bob.store.files.iterdir()) == []
+        (told,) = [facts for event, facts in await events(peers["bob"], job) if event == "decided"]
+        assert "a worker takes 16,000 MB or more, and may take" in told["why"]
 
 
 async def test_a_table_that_does_not_fit_on_the_disk_is_refused_and_the_daemon_lives(

@@ -47,6 +47,8 @@ class Facts:
     datasets: Mapping[str, DatasetFacts]
     names: Mapping[str, str] = field(default_factory=dict)
     sandbox_missing: tuple[str, ...] = ()
+    memory: int = 0
+    """bytes that a worker may take"""
 
 
 def ask_of(read: Contract, me: str, find: FindStage, facts: Facts) -> Ask:
@@ -85,6 +87,7 @@ def ask_of(read: Contract, me: str, find: FindStage, facts: Facts) -> Ask:
         facts.jobs_today,
         facts.names,
         facts.sandbox_missing,
+        facts.memory,
     )
 
 

@@ -40,6 +40,7 @@ async def gather(
     name_of: Callable[[str], str],
     now: datetime,
     sandbox_missing: tuple[str, ...] = (),
+    memory: int = 0,
     spent: Callable[[Transaction, str], float] = lambda tx, dataset: 0.0,
 ) -> Facts:
     """What is known here about this contract. `snapshots`: of each own dataset in it, by name.
@@ -72,6 +73,7 @@ async def gather(
             },
             {peer: name_of(peer) for peer in read.peers},
             sandbox_missing,
+            memory,
         )
 
     return await store.read(look)

@@ -251,6 +251,7 @@ class Answers:
                 tx, dataset, partners, rules, self._seconds(), self._roster.name_of
             ),
             sandbox_missing=tuple(f"{layer} ({remedy})" for layer, remedy in sandbox.probe().missing()),
+            memory=sandbox.usable_memory(),
         )
 
     async def _bring(self, job: Job) -> tuple[Answer, list[Data]]:
