@@ -50,6 +50,7 @@ from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, 
 from fedpeer.events import Events
 from fedpeer.governance import export
 from fedpeer.governance import tree as audit_tree
+from fedpeer.governance.budget import CHARGED, Privacy
 from fedpeer.governance.export import Line
 from fedpeer.identity import Identity
 from fedpeer.jobs.dryrun.service import DryMessageView, DryRunView, DryStageView
@@ -904,6 +905,17 @@ def test_a_contract_that_the_policy_refuses_ends_the_test_with_6_and_says_why(pe
 
 def test_the_policy_is_printed_as_it_was_written(peer: Peer, run: Run) -> None:
     assert run("policy", "show")[1] == "# ours\nmin_rows = 50 # �[2J\n"
+
+
+def test_a_charge_in_the_audit_is_read_as_privacy(peer: Peer, run: Run) -> None:
+    cost = Privacy.of(0.25, 1e-8)
+    facts = {"partner": "fp1b", "epsilon": cost.epsilon, "delta": cost.delta}
+    charged = EntryView(number=3, time="t", event=CHARGED, job=JOB, facts=facts)
+    peer.answers["audit.list"], peer.answers["audit.show"] = [charged], charged
+    listed, shown = run("audit", "list")[1].split(), run("audit", "show", "3")[1].split()
+    assert {"epsilon=0.25", "delta=1e-08"} <= set(listed)
+    assert {"0.25", "1e-08"} <= set(shown)
+    assert json.loads(run("--json", "audit", "show", "3")[1])["data"]["facts"]["epsilon"] == cost.epsilon
 
 
 WAITS = msgspec.structs.replace(POLICY, waiting=[WaitingView(uid=1000, text="min_rows = 5\n", time="t")])

@@ -395,7 +395,7 @@ def models(views: list[dict[str, Any]]) -> str:
 def entries(views: list[dict[str, Any]]) -> str:
     """Entries of the audit log, one a line."""
     rows = [
-        (v["number"], v["time"], v["event"], v["job"][:SHORT], event({"event": "", **v["facts"]}).strip())
+        (v["number"], v["time"], v["event"], v["job"][:SHORT], event({"event": "", **_facts_of(v)}).strip())
         for v in views
     ]
     return table(["number", "time", "event", "job", "facts"], rows, empty="no entries")
@@ -404,7 +404,15 @@ def entries(views: list[dict[str, Any]]) -> str:
 def entry(view: dict[str, Any]) -> str:
     """One entry, with all its facts."""
     own = [(key, view[key]) for key in ("number", "time", "event", "job")]
-    return facts([*own, *_leaves("", view["facts"])])
+    return facts([*own, *_leaves("", _facts_of(view))])
+
+
+def _facts_of(view: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an entry; a charge is in whole units there (governance/budget.py)."""
+    told: dict[str, Any] = view["facts"]
+    if view["event"] != "charged":
+        return told
+    return {**told, "epsilon": f"{told['epsilon'] / 10**6:g}", "delta": f"{told['delta'] / 10**15:g}"}
 
 
 def verified(view: dict[str, Any]) -> str:

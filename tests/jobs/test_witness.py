@@ -215,6 +215,21 @@ async def test_a_known_head_that_is_made_up_harms_nobody_but_is_told(autojump_cl
         assert (log.signed, {s.name for s in log.cosigners if s.number == log.entries}) == (log.entries, {"bob"})
 
 
+@pytest.mark.parametrize("fault", [AssertionError, KeyError, ValueError])
+async def test_a_fault_in_what_others_showed_ends_no_job_and_no_daemon(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    def fails(*_: object) -> bool:
+        raise fault("bytes of others")
+
+    async with federation(quick_path, NAMES, find=find) as peers:
+        monkeypatch.setattr(heads, "only_grew", fails)
+        await run_job(peers)
+        monkeypatch.undo()
+        await run_job(peers, "next")
+        assert [peer.deaths for peer in peers.values()] == [0, 0, 0]
+
+
 async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
     autojump_clock: Clock, quick_path: Path
 ) -> None:
