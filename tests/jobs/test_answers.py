@@ -117,8 +117,8 @@ async def until_asked(peer: Organization, job: str) -> JobView:
 ANSWER_S = 120
 
 
-async def submit(peers: Federation, rules: str = "", stages: str = TALLY) -> str:
-    text = peers.contract(stages, rules=f"answer_s = {ANSWER_S}\n{rules}")
+async def submit(peers: Federation, rules: str = "", stages: str = TALLY, answer_s: int = ANSWER_S) -> str:
+    text = peers.contract(stages, rules=f"answer_s = {answer_s}\n{rules}")
     return (await peers["alice"].daemon.jobs.submit(text)).id
 
 
@@ -574,6 +574,61 @@ async def test_what_cannot_fit_in_a_worker_is_refused_by_name_before_a_row_is_re
         assert list(bob.store.files.iterdir()) == []
         (told,) = [facts for event, facts in await events(peers["bob"], job) if event == "decided"]
         assert "a worker takes 16,000 MB or more, and may take" in told["why"]
+
+
+async def test_a_slow_source_holds_back_no_job_over_another(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        for peer in peers.values():
+            await peer.daemon.catalog.add("slow", str(peers.folder / f"{peer.name}.csv"), "id", None)
+        snapshot, given, reading = bob.catalog.snapshot, trio.Event(), trio.Event()
+        made: list[Snapshot] = []
+
+        async def slowly(name: str) -> Snapshot:
+            if name == "slow":
+                reading.set()
+                await given.wait()
+            made.append(await snapshot(name))
+            return made[-1]
+
+        monkeypatch.setattr(bob.catalog, "snapshot", slowly)
+        first = await submit(peers, stages=TALLY.replace("dataset:rows", "dataset:slow"), answer_s=3600)
+        with trio.fail_after(60):
+            await reading.wait()
+        second = await submit(peers)
+        assert {view.state for view in await ended(peers, second)} == {"done"}
+        given.set()
+        assert {view.state for view in await ended(peers, first)} == {"done"}
+        assert len(made) == 2
+        assert not any(bob.store.path_of(snapshot.version).exists() for snapshot in made)
+
+
+async def test_a_file_stays_for_the_job_that_was_asked_while_another_gave_it_up(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        snapshot, given, taken = bob.catalog.snapshot, trio.Event(), trio.Event()
+
+        async def and_waits(name: str) -> Snapshot:
+            made = await snapshot(name)
+            if not taken.is_set():
+                taken.set()
+                await given.wait()  # the file is there, and no row names it
+            return made
+
+        monkeypatch.setattr(bob.catalog, "snapshot", and_waits)
+        first = await submit(peers, answer_s=3600)
+        with trio.fail_after(60):
+            await taken.wait()
+        second = await submit(peers)
+        await ended(peers, second)  # over the same rows: the same file
+        given.set()
+        assert {view.state for view in await ended(peers, first)} == {"done"}
 
 
 async def test_a_table_that_does_not_fit_on_the_disk_is_refused_and_the_daemon_lives(

@@ -14,7 +14,8 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -145,17 +146,11 @@ class Answers:
 
         Raises PolicyError, DataError. `read` has been checked.
         """
-        data: list[Data] = []
-        try:
-            async with self._files.keeping:
-                for name in sorted(set(read.datasets(read.alias_of[self._mesh.me]).values())):
-                    snapshot = await self._catalog.snapshot(name)
-                    data.append(_data(name, snapshot))
-                rules = await self._store.read(policy.current)
-                facts = await self.facts(read, contract.contract_id(codec.encode(read)), data, rules)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._files.remove_unneeded([item.version for item in data])
+        names = sorted(set(read.datasets(read.alias_of[self._mesh.me]).values()))
+        async with self._files.snapshots(self._catalog, names) as taken:
+            data = [_data(name, snapshot) for name, snapshot in taken.items()]
+            rules = await self._store.read(policy.current)
+            facts = await self.facts(read, contract.contract_id(codec.encode(read)), data, rules)
         return decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
 
     # how a contract is asked about
@@ -170,17 +165,19 @@ class Answers:
             raise Refused("dataset", error) from None
         if unseen:  # no partner makes us read and keep a table that will not be used
             return await self._write_asked(job, PolicyError(unseen), Answer(False, "policy", ()), [])
-        async with self._files.keeping:
-            answer, data = await self._bring(job)
+        async with AsyncExitStack() as stack:
+            names = sorted(set(job.contract.datasets(job.view.me).values()))
+            try:
+                taken = await stack.enter_async_context(self._files.snapshots(self._catalog, names))
+            except (DataError, NotFound, DiskFull) as error:
+                raise Refused("data", error) from None
+            answer, data = self._bring(job, taken)
             facts: Facts | PolicyError
             try:
                 facts = await self.facts(job.contract, job.id, data, await self._store.read(policy.current))
             except PolicyError as error:
                 facts = error
-            asked = await self._write_asked(job, facts, answer, data)
-        if asked.state == REFUSED:
-            await self._files.remove_unneeded([item.version for item in data])
-        return asked
+            return await self._write_asked(job, facts, answer, data)
 
     async def _write_asked(self, job: Job, facts: Facts | PolicyError, answer: Answer, data: list[Data]) -> Asked:
         told: dict[str, Any] = {}
@@ -254,8 +251,8 @@ class Answers:
             memory=sandbox.usable_memory(),
         )
 
-    async def _bring(self, job: Job) -> tuple[Answer, list[Data]]:
-        """Snapshots of what we would bring, and what we would say of them. Raises Refused."""
+    def _bring(self, job: Job, taken: Mapping[str, Snapshot]) -> tuple[Answer, list[Data]]:
+        """What we would say of these snapshots, and what we keep of them."""
         datasets = job.contract.datasets(job.view.me)
         told = {
             name
@@ -263,11 +260,7 @@ class Answers:
             if lifecycle.has_common_columns(entry := job.contract.stage(stage_id), entry.role_of[job.view.me])
         }
         said, data = [], []
-        for name in sorted(set(datasets.values())):
-            try:
-                snapshot = await self._catalog.snapshot(name)
-            except (DataError, NotFound, DiskFull) as error:
-                raise Refused("data", error) from None
+        for name, snapshot in taken.items():
             data.append(_data(name, snapshot))
             columns = [(column, kind) for column, kind in snapshot.columns if column != snapshot.id]
             said.append(
