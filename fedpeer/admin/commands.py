@@ -486,9 +486,11 @@ async def budget_list(daemon: Daemon, _: Arguments) -> list[AccountView]:
 
 async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
     """Show the privacy budget of a dataset: what a year and a job may cost, and every charge."""
+    from fedpeer.data.source import identity
     from fedpeer.governance import answered, budget, policy
 
     dataset = await daemon.catalog.get(ask.ref)
+    source = identity(dataset.uri)
 
     def look(tx: Transaction) -> BudgetView:
         limits = policy.current(tx).budget
@@ -498,7 +500,7 @@ async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
             most_remembered=answered.MAX_ANSWERS,
             per_year=_finite(limits.epsilon),
             per_job=_finite(limits.per_job),
-            accounts=_accounts(tx, daemon, dataset.name),
+            accounts=_accounts(tx, daemon, dataset.name, source),
             charges=[
                 ChargeView(
                     time=_time(charge.time),
@@ -510,14 +512,14 @@ async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
                     epsilon=charge.cost.epsilon / budget.EPSILON_UNITS,
                     delta=charge.cost.delta / budget.DELTA_UNITS,
                 )
-                for charge in budget.all_charges(tx, dataset.name)
+                for charge in budget.all_charges(tx, dataset.name, source)
             ],
         )
 
     return await daemon.store.read(look)
 
 
-def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None) -> list[AccountView]:
+def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None, source: str = "") -> list[AccountView]:
     from fedpeer.governance import budget, policy
 
     limit, since = policy.current(tx).budget.epsilon, int(daemon.now().timestamp()) - budget.YEAR_S
@@ -532,7 +534,7 @@ def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None) -> list[Acco
             stages=account.stages,
             last=_time(account.last),
         )
-        for account in budget.accounts(tx, since, dataset)
+        for account in budget.accounts(tx, since, dataset, source)
     ]
 
 

@@ -64,6 +64,8 @@ class Snapshot:
     columns: list[list[str]]
     id: str | None
     label: str | None
+    source: str = ""
+    """what it was read from, whatever the dataset is called (source.identity)"""
 
 
 class Catalog:
@@ -188,7 +190,7 @@ class Catalog:
                 raise DataError(error.message, hint=error.hint) from None
 
         version, rows = await self._run(work)
-        return Snapshot(version, rows, view.columns, view.id, view.label)
+        return Snapshot(version, rows, view.columns, view.id, view.label, source.identity(view.uri))
 
     def _secret(self, name: str | None) -> Secret | None:
         """The password of this name: a systemd credential, else a file in the folder of secrets. KeyFileError."""

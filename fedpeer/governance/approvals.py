@@ -97,6 +97,8 @@ class Data(msgspec.Struct, frozen=True):
     """[name, kind], in the owner's order"""
     id: str | None
     label: str | None
+    source: str = ""
+    """what it is read from, whatever its name; "" before it was kept"""
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,6 +49,8 @@ class DatasetAsk:
     columns: tuple[str, ...]
     """what the stage reads, without the id"""
     label: str | None = None
+    source: str = ""
+    """what it is read from: several names of it have one budget"""
     spent: float = 0.0
     """ε in the last year, the largest over the partners of the job"""
     aligned: Mapping[str, int] = field(default_factory=dict)
@@ -246,12 +248,15 @@ def _of_the_contract(policy: Policy, ask: Ask) -> Iterator[Finding]:
         )
     spending: dict[str, float] = {}
     spent: dict[str, float] = {}
+    names: dict[str, str] = {}
     for stage in ask.stages:
         for dataset in stage.datasets:
             if stage.cost is not None:
-                spending[dataset.name] = spending.get(dataset.name, 0.0) + stage.cost[0]
-                spent[dataset.name] = dataset.spent
-    for name, epsilon in sorted(spending.items()):
+                data = dataset.source or dataset.name
+                spending[data] = spending.get(data, 0.0) + stage.cost[0]
+                spent[data], names[data] = max(spent.get(data, 0.0), dataset.spent), dataset.name
+    for data, epsilon in sorted(spending.items()):
+        name = names[data]
         yield Finding(
             "budget.per_job",
             "",
@@ -261,8 +266,8 @@ def _of_the_contract(policy: Policy, ask: Ask) -> Iterator[Finding]:
         yield Finding(
             "budget.epsilon",
             "",
-            spent[name] + epsilon <= policy.budget.epsilon,
-            f"ε = {epsilon:g} of {name!r} and {spent[name]:g} in the year before, epsilon = {policy.budget.epsilon:g}",
+            spent[data] + epsilon <= policy.budget.epsilon,
+            f"ε = {epsilon:g} of {name!r} and {spent[data]:g} in the year before, epsilon = {policy.budget.epsilon:g}",
         )
 
 

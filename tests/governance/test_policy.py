@@ -306,6 +306,12 @@ def noisy(epsilon: float, data: DatasetAsk = DATA, delta: float = 1e-9, **more: 
     return stage_ask(NOISY, Noise(epsilon=epsilon, delta=delta), data, **more)
 
 
+def test_two_names_of_one_source_in_a_contract_are_paid_together() -> None:
+    one, other = (noisy(0.6, replace(DATA, name=name, source="/rows.csv"), id=name) for name in ("one", "other"))
+    refused(decide(AUTO, ask(one, other)), "budget.per_job", "1.2")
+    allowed(decide(AUTO, ask(one, replace(other, datasets=(replace(DATA, name="other", source="/more.csv"),)))))
+
+
 def test_more_privacy_than_one_of_a_dataset_in_a_job_is_refused() -> None:
     allowed(decide(AUTO, ask(noisy(1.0))))
     refused(decide(AUTO, ask(noisy(1.01))), "budget.per_job", "1.01")

@@ -31,6 +31,7 @@ class DatasetFacts:
     columns: tuple[str, ...]
     """without the id"""
     label: str | None = None
+    source: str = ""
     spent: float = 0.0
     aligned: Mapping[str, int] = field(default_factory=dict)
     nearest: int | None = None
@@ -124,6 +125,7 @@ def _dataset(name: str, facts: DatasetFacts, entry: StageEntry, alias: str, para
         facts.rows,
         columns,
         facts.label,
+        facts.source,
         facts.spent,
         facts.aligned,
         facts.nearest if whole else None,

@@ -26,6 +26,7 @@ import trio
 from fedpeer import codec
 from fedpeer.crypto import has_aes
 from fedpeer.data.catalog import Catalog, Snapshot
+from fedpeer.data.source import identity
 from fedpeer.errors import ContractError, DataError, DiskFull, FedpeerError, NotFound, PolicyError
 from fedpeer.governance import approvals, budget, policy
 from fedpeer.governance.approvals import APPROVED, ASKING, REFUSED, Asked, Data
@@ -135,7 +136,8 @@ class Answers:
         data = []
         for name in sorted(set(read.datasets(read.alias_of[self._mesh.me]).values())):
             view = await self._catalog.get(name)
-            data.append(Data(name, b"", view.rows, view.columns, view.id, view.label))
+            source = identity(view.uri)
+            data.append(Data(name, b"", view.rows, view.columns, view.id, view.label, source))
         rules = msgspec.structs.replace(await self._store.read(policy.current), no_row_differencing=False)
         facts = await self.facts(read, b"", data, rules)
         decision = decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
@@ -239,13 +241,16 @@ class Answers:
             read,
             contract_id,
             rules,
-            {item.name: Snapshot(item.version, item.rows, item.columns, item.id, item.label) for item in data},
+            {
+                item.name: Snapshot(item.version, item.rows, item.columns, item.id, item.label, item.source)
+                for item in data
+            },
             store=self._store,
             run_in_thread=self._run_in_thread,
             name_of=self._roster.name_of,
             now=self._now(),
-            spent=lambda tx, dataset: budget.most_spent(
-                tx, dataset, partners, rules, self._seconds(), self._roster.name_of
+            spent=lambda tx, dataset, source: budget.most_spent(
+                tx, dataset, source, partners, rules, self._seconds(), self._roster.name_of
             ),
             sandbox_missing=tuple(f"{layer} ({remedy})" for layer, remedy in sandbox.probe().missing()),
             memory=sandbox.usable_memory(),
@@ -290,7 +295,7 @@ class Answers:
 
 
 def _data(name: str, snapshot: Snapshot) -> Data:
-    return Data(name, snapshot.version, snapshot.rows, snapshot.columns, snapshot.id, snapshot.label)
+    return Data(name, snapshot.version, snapshot.rows, snapshot.columns, snapshot.id, snapshot.label, snapshot.source)
 
 
 def _refusal(asked: Asked) -> PolicyError:

@@ -122,6 +122,7 @@ class Stages:
                     item.rows,
                     tuple(column for column, _ in item.columns if column != item.id),
                     item.label,
+                    item.source,
                 )
                 for item in data
             },
