@@ -221,6 +221,7 @@ class Peer:
             "peer.datasets": OFFERS,
             "peer.ping": {"id": "fp1b", "name": "bank", "seconds": 0.0123},
             "dataset.add": DATASET, "dataset.list": [DATASET], "dataset.show": DATASET, "dataset.remove": None,
+            "dataset.offer": DATASET,
             "job.submit": job_view("proposed"), "job.list": [job_view()], "job.show": job_view(),
             "job.wait": job_view(), "job.dry-run": DRY_RUN,
             "job.logs": [
@@ -341,6 +342,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "dataset.add": ("dataset", "add", "rows", "/d.csv", "--id", "id", "--label", "y"),
     "dataset.list": ("dataset", "list"),
     "dataset.show": ("dataset", "show", "rows"),
+    "dataset.offer": ("dataset", "offer", "rows"),
     "dataset.remove": ("dataset", "remove", "rows", "--yes"),
     "job.submit": ("job", "submit", "-"),
     "job.dry-run": ("job", "dry-run", "-"),

@@ -115,6 +115,10 @@ class NewDataset(Arguments, frozen=True):
     """whether partners who ask are told of it"""
 
 
+class Offering(Ref, frozen=True):
+    offered: bool
+
+
 class Removal(Ref, frozen=True):
     forget: bool = False
     """whether the tables of it that answers were from are forgotten, too"""
@@ -366,6 +370,11 @@ async def dataset_list(daemon: Daemon, _: Arguments) -> list[DatasetView]:
 async def dataset_show(daemon: Daemon, ask: Ref) -> DatasetView:
     """Show one dataset: its source, rows and columns."""
     return await daemon.catalog.get(ask.ref)
+
+
+async def dataset_offer(daemon: Daemon, ask: Offering) -> DatasetView:
+    """Tell partners who ask of a dataset from now on: its columns, and about how many rows; or tell them no more."""
+    return await daemon.catalog.offer(ask.ref, ask.offered, record=daemon.record("dataset_offered"))
 
 
 async def dataset_remove(daemon: Daemon, ask: Removal) -> None:
@@ -681,6 +690,7 @@ COMMANDS: dict[str, Command] = {
         Command("dataset.add", "POST", "/v1/datasets", NewDataset, dataset_add, timeout_s=None),
         Command("dataset.list", "GET", "/v1/datasets", Arguments, dataset_list),
         Command("dataset.show", "GET", "/v1/datasets/{ref}", Ref, dataset_show),
+        Command("dataset.offer", "POST", "/v1/datasets/{ref}/offer", Offering, dataset_offer),
         Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Removal, dataset_remove),
         Command("job.submit", "POST", "/v1/jobs", NewJob, job_submit),
         Command("job.dry-run", "POST", "/v1/dry-runs", NewJob, job_dry_run, timeout_s=None),

@@ -130,7 +130,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Globs,
         msgspec.Meta(
             description="Partners that count as holders of data of their own, by name or id: the others do not count\n"
-            "toward min_parties, for they may bring no rows. Everybody in the roster was added by hand."
+            "toward min_parties, for they may bring no rows. '*' is every card that you ever added: a partner's, and\n"
+            "one that a person of theirs may have made up. Where partners are few, name them."
         ),
     ] = ("*",)
     organizations: Annotated[

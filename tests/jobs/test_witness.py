@@ -237,6 +237,7 @@ async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
     asks = (
         ("peer.add", {"card": ""}),
         ("dataset.add", {"name": "rows", "uri": str(quick_path / "rows.csv")}),
+        ("dataset.offer", {"ref": "rows", "offered": True}),
         ("dataset.remove", {"ref": "rows", "forget": True}),
         ("peer.remove", {"ref": "bob"}),
     )
@@ -251,9 +252,11 @@ async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
             with caller.calling(caller.Caller(uid=1234, pid=1, user="ann")):
                 await command.handler(alice, command.check(given))
         told = await alice.store.read(audit.entries)
-        assert [entry.event for entry in told] == ["peer_added", "dataset_added", "dataset_removed", "peer_removed"]
+        assert [entry.event for entry in told] == [
+            "peer_added", "dataset_added", "dataset_offered", "dataset_removed", "peer_removed"
+        ]  # fmt: skip
         assert {(entry.facts["uid"], entry.facts["user"]) for entry in told} == {(1234, "ann")}
-        assert (told[1].facts["rows"], told[2].facts["forgot"]) == (2, 1)
+        assert (told[1].facts["rows"], told[3].facts["forgot"]) == (2, 1)
         shown = COMMANDS["audit.show"].handler(alice, COMMANDS["audit.show"].check({"number": 2}))
         assert (await shown).event == "dataset_added"
         listed = COMMANDS["audit.list"].handler(alice, COMMANDS["audit.list"].check({"job": "ab" * 32}))
