@@ -175,6 +175,8 @@ class OneEntry(Arguments, frozen=True):
 class Since(Arguments, frozen=True):
     since: EntryNumber = 0
     """0: what stands before the entries"""
+    redacted: bool = False
+    """whether hashes stand for the entries"""
 
 
 # answers that no part has already
@@ -606,7 +608,7 @@ async def audit_export(daemon: Daemon, ask: Since) -> bytes:
     from fedpeer.governance import export
 
     card = daemon.connections.card
-    return await daemon.store.read(lambda tx: export.page(tx, card.id, card.text, ask.since))
+    return await daemon.store.read(lambda tx: export.page(tx, card.id, card.text, ask.since, redacted=ask.redacted))
 
 
 async def audit_accept(daemon: Daemon, ask: Ref) -> dict[str, Any]:

@@ -417,7 +417,8 @@ def _facts_of(view: dict[str, Any]) -> dict[str, Any]:
 
 def verified(view: dict[str, Any]) -> str:
     """What was found of a log that verifies."""
-    told = f"{clean(view['name'])}: all {view['entries']} entries are as they were appended"
+    hidden = f", {view['hidden']} of them hidden" if view["hidden"] else ""
+    told = f"{clean(view['name'])}: all {view['entries']} entries are as they were appended{hidden}"
     signers = [f"{clean(s['name'])} ({s['id']}, up to {s['number']}; {s['fingerprint']})" for s in view["cosigners"]]
     if not signers:
         return f"{told}; nobody else signed it yet"
