@@ -20,7 +20,8 @@ that this role does not produce is None). It may await nothing but methods of `p
 differential privacy is drawn by secure/dp.py, whose rules say where it has to lie.
 
 A stage that returns a model says how many numbers it fits (`parameters`), and one that adds noise what it costs
-(`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say.
+(`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say. One that
+holds its rows as a matrix says so (`memory`): what cannot fit in a worker is refused then, too.
 
 `messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
 gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
@@ -284,6 +285,9 @@ class Stage:
     """(params, n_features) → how many numbers its model fits to the rows; not part of the declaration."""
     cost: Callable[[Any], tuple[float, float] | None] | None = None
     """params → (epsilon, delta) of one run, None without noise; not part of the declaration."""
+    memory: Callable[[Any, int, int], int] | None = None
+    """(params, rows, n_features) → bytes that a worker takes for it beside its inputs, at least; not part of the
+    declaration."""
     extra: str = ""
     """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
 
@@ -353,6 +357,7 @@ def stage(
     params: type[Params] = Params,
     parameters: Callable[[Any, int], int] | None = None,
     cost: Callable[[Any], tuple[float, float] | None] | None = None,
+    memory: Callable[[Any, int, int], int] | None = None,
     extra: str = "",
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
@@ -374,7 +379,17 @@ def stage(
         if extra and extra not in EXTRAS:
             raise TypeError(f"{where}: there is no extra {extra!r}")
         return Stage(
-            function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages), parameters, cost, extra
+            function,
+            version,
+            params,
+            dict(roles),
+            dict(inputs),
+            dict(outputs),
+            dict(messages),
+            parameters,
+            cost,
+            memory,
+            extra,
         )
 
     return declare

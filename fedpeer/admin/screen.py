@@ -137,10 +137,22 @@ def budget(view: dict[str, Any]) -> str:
     head = ["time", "job", "stage", "run", "partner", "epsilon", "delta"]
     return "\n\n".join(
         [
-            facts([("dataset", view["dataset"]), *limits]),
+            facts([("dataset", view["dataset"]), *limits, ("answered", _answered(view))]),
             accounts(view["accounts"]),
             table(head, charges, empty="nothing was ever charged"),
         ]
+    )
+
+
+def _answered(view: dict[str, Any]) -> str:
+    kept, most = view["remembered"], view["most_remembered"]
+    told = f"from {kept} tables of at most {most}, compared with every answer"
+    if kept < most:
+        return told
+    name = view["dataset"]
+    return (
+        f"{told}: nothing new is answered until a table is a year old, or all are forgotten (`fedpeer dataset remove "
+        f"{name} --forget`, and add it again; then answers may tell rows by their difference from earlier ones)"
     )
 
 
@@ -383,7 +395,7 @@ def models(views: list[dict[str, Any]]) -> str:
 def entries(views: list[dict[str, Any]]) -> str:
     """Entries of the audit log, one a line."""
     rows = [
-        (v["number"], v["time"], v["event"], v["job"][:SHORT], event({"event": "", **v["facts"]}).strip())
+        (v["number"], v["time"], v["event"], v["job"][:SHORT], event({"event": "", **_facts_of(v)}).strip())
         for v in views
     ]
     return table(["number", "time", "event", "job", "facts"], rows, empty="no entries")
@@ -392,12 +404,21 @@ def entries(views: list[dict[str, Any]]) -> str:
 def entry(view: dict[str, Any]) -> str:
     """One entry, with all its facts."""
     own = [(key, view[key]) for key in ("number", "time", "event", "job")]
-    return facts([*own, *_leaves("", view["facts"])])
+    return facts([*own, *_leaves("", _facts_of(view))])
+
+
+def _facts_of(view: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an entry; a charge is in whole units there (governance/budget.py)."""
+    told: dict[str, Any] = view["facts"]
+    if view["event"] != "charged":
+        return told
+    return {**told, "epsilon": f"{told['epsilon'] / 10**6:g}", "delta": f"{told['delta'] / 10**15:g}"}
 
 
 def verified(view: dict[str, Any]) -> str:
     """What was found of a log that verifies."""
-    told = f"{clean(view['name'])}: all {view['entries']} entries are as they were appended"
+    hidden = f", {view['hidden']} of them hidden" if view["hidden"] else ""
+    told = f"{clean(view['name'])}: all {view['entries']} entries are as they were appended{hidden}"
     signers = [f"{clean(s['name'])} ({s['id']}, up to {s['number']}; {s['fingerprint']})" for s in view["cosigners"]]
     if not signers:
         return f"{told}; nobody else signed it yet"

@@ -130,7 +130,7 @@ class Jobs:
         )
         self._dry_runs = DryRuns(catalog, start_worker=start_worker, run_in_thread=run_in_thread, find=find)
         self._stages = Stages(
-            mesh, aggregation, store, self._files, start_worker=start_worker, run_in_thread=run_in_thread, find=find
+            mesh, aggregation, store, start_worker=start_worker, run_in_thread=run_in_thread, find=find
         )
         self.models = Models(
             lambda contract_id: self._jobs[contract_id].view,

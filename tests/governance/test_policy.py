@@ -286,11 +286,30 @@ def test_a_missing_layer_of_the_sandbox_is_refused_where_it_is_required() -> Non
     allowed(decide(msgspec.structs.replace(AUTO, sandbox="best-effort"), ask(sandbox_missing=("landlock",))))
 
 
+def test_what_cannot_fit_in_a_worker_is_refused_with_its_size() -> None:
+    table = 8 * 455 * 31
+    plain = stage_ask(declared())
+    allowed(decide(AUTO, ask(plain, memory=table)))
+    refused(decide(AUTO, ask(plain, memory=table - 1)), "memory", "0 MB or more, and may take 0 MB")
+    matrix = table + 8 * 455 * 30  # and the features beside it
+    allowed(decide(AUTO, ask(stage_ask(logistic.fit), memory=matrix)))
+    refused(decide(AUTO, ask(stage_ask(logistic.fit), memory=matrix - 1)), "memory")
+    large = stage_ask(kmeans.fit, data=replace(DATA, rows=10**9))
+    refused(decide(AUTO, ask(large, memory=16 * 10**9)), "memory", "488,000 MB or more, and may take 16,000 MB here")
+    allowed(decide(AUTO, ask(large)))  # not looked at
+
+
 NOISY = declared(Noise, cost=lambda params: (params.epsilon, params.delta))
 
 
 def noisy(epsilon: float, data: DatasetAsk = DATA, delta: float = 1e-9, **more: Any) -> StageAsk:
     return stage_ask(NOISY, Noise(epsilon=epsilon, delta=delta), data, **more)
+
+
+def test_two_names_of_one_source_in_a_contract_are_paid_together() -> None:
+    one, other = (noisy(0.6, replace(DATA, name=name, source="/rows.csv"), id=name) for name in ("one", "other"))
+    refused(decide(AUTO, ask(one, other)), "budget.per_job", "1.2")
+    allowed(decide(AUTO, ask(one, replace(other, datasets=(replace(DATA, name="other", source="/more.csv"),)))))
 
 
 def test_more_privacy_than_one_of_a_dataset_in_a_job_is_refused() -> None:

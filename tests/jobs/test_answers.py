@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.abc import Clock
@@ -16,7 +17,7 @@ from trio.abc import Clock
 from fedpeer import stage as stages
 from fedpeer import store
 from fedpeer.admin.caller import Caller
-from fedpeer.data.catalog import Snapshot
+from fedpeer.data.catalog import DatasetView, Snapshot
 from fedpeer.errors import PolicyError, UsageError
 from fedpeer.governance import audit
 from fedpeer.jobs import contract, lifecycle, service
@@ -25,6 +26,7 @@ from fedpeer.mesh.records import Signed
 from fedpeer.peers import Peers
 from fedpeer.stage import Agreed, Params, Report, Stage, Table, at_least, stage
 from fedpeer.testing.federation import LAX, Federation, Organization, federation
+from fedpeer.worker import sandbox
 
 NAMES = ["alice", "bob", "carol"]
 ANN, BEN = Caller(1000, 11, "ann"), Caller(1001, 12, "ben")
@@ -115,8 +117,8 @@ async def until_asked(peer: Organization, job: str) -> JobView:
 ANSWER_S = 120
 
 
-async def submit(peers: Federation, rules: str = "", stages: str = TALLY) -> str:
-    text = peers.contract(stages, rules=f"answer_s = {ANSWER_S}\n{rules}")
+async def submit(peers: Federation, rules: str = "", stages: str = TALLY, answer_s: int = ANSWER_S) -> str:
+    text = peers.contract(stages, rules=f"answer_s = {answer_s}\n{rules}")
     return (await peers["alice"].daemon.jobs.submit(text)).id
 
 
@@ -190,6 +192,21 @@ async def test_two_people_are_needed_where_the_policy_says_so(autojump_clock: Cl
         assert {view.state for view in await ended(peers, job)} == {"done"}
         said = [facts["by"] for event, facts in await events(peers["bob"], job) if event == "approved"]
         assert said == ["ann (1000)", "ben (1001)"]
+
+
+async def test_a_rule_of_two_that_came_later_holds_for_what_was_asked_before(
+    autojump_clock: Clock, quick_path: Path
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, ASK)
+        job = await submit(peers)
+        await until_asked(peers["bob"], job)
+        await peers["bob"].set_policy(TWO)
+        bob = peers["bob"].daemon.jobs
+        await bob.approvals.approve(job, ANN)
+        assert answer_of(peers["bob"], job, "bob") == "asking"
+        await bob.approvals.approve(job, BEN)
+        assert {view.state for view in await ended(peers, job)} == {"done"}
 
 
 async def test_who_submits_is_one_of_two(autojump_clock: Clock, quick_path: Path) -> None:
@@ -537,6 +554,81 @@ async def test_a_contract_that_the_policy_refuses_unseen_has_no_table_read(
         await submit(peers)
         await trio.sleep(5)
         assert (taken, list(bob.store.files.iterdir())) == ([], [])
+
+
+async def test_what_cannot_fit_in_a_worker_is_refused_by_name_before_a_row_is_read(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        rows_of = bob.catalog.get
+
+        async def of_a_billion_rows(name: str) -> DatasetView:
+            return msgspec.structs.replace(await rows_of(name), rows=10**9)
+
+        monkeypatch.setattr(sandbox, "usable_memory", lambda: 15 * 10**9)
+        monkeypatch.setattr(bob.catalog, "get", of_a_billion_rows)
+        job = await submit(peers)
+        await trio.sleep(5)
+        assert list(bob.store.files.iterdir()) == []
+        (told,) = [facts for event, facts in await events(peers["bob"], job) if event == "decided"]
+        assert "a worker takes 16,000 MB or more, and may take" in told["why"]
+
+
+async def test_a_slow_source_holds_back_no_job_over_another(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        for peer in peers.values():
+            await peer.daemon.catalog.add("slow", str(peers.folder / f"{peer.name}.csv"), "id", None)
+        snapshot, given, reading = bob.catalog.snapshot, trio.Event(), trio.Event()
+        made: list[Snapshot] = []
+
+        async def slowly(name: str) -> Snapshot:
+            if name == "slow":
+                reading.set()
+                await given.wait()
+            made.append(await snapshot(name))
+            return made[-1]
+
+        monkeypatch.setattr(bob.catalog, "snapshot", slowly)
+        first = await submit(peers, stages=TALLY.replace("dataset:rows", "dataset:slow"), answer_s=3600)
+        with trio.fail_after(60):
+            await reading.wait()
+        second = await submit(peers)
+        assert {view.state for view in await ended(peers, second)} == {"done"}
+        given.set()
+        assert {view.state for view in await ended(peers, first)} == {"done"}
+        assert len(made) == 2
+        assert not any(bob.store.path_of(snapshot.version).exists() for snapshot in made)
+
+
+async def test_a_file_stays_for_the_job_that_was_asked_while_another_gave_it_up(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        snapshot, given, taken = bob.catalog.snapshot, trio.Event(), trio.Event()
+
+        async def and_waits(name: str) -> Snapshot:
+            made = await snapshot(name)
+            if not taken.is_set():
+                taken.set()
+                await given.wait()  # the file is there, and no row names it
+            return made
+
+        monkeypatch.setattr(bob.catalog, "snapshot", and_waits)
+        first = await submit(peers, answer_s=3600)
+        with trio.fail_after(60):
+            await taken.wait()
+        second = await submit(peers)
+        await ended(peers, second)  # over the same rows: the same file
+        given.set()
+        assert {view.state for view in await ended(peers, first)} == {"done"}
 
 
 async def test_a_table_that_does_not_fit_on_the_disk_is_refused_and_the_daemon_lives(

@@ -66,6 +66,7 @@ class Fit(Params, frozen=True):
         ),
     },
     parameters=lambda params, n_features: params.k * n_features,
+    memory=lambda params, rows, n_features: 8 * rows * n_features,  # a matrix of them
 )
 async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     """Find clusters in the rows of all participants; all get the same bytes.

@@ -61,6 +61,7 @@ class Fit(Params, frozen=True):
         ),
     },
     parameters=lambda params, n_features: n_features + 1,  # mean and scale are moments of all rows, not fitted
+    memory=lambda params, rows, n_features: 8 * rows * n_features,  # a matrix of them
 )
 async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     """Train one model on the rows of all participants; all get the same bytes.

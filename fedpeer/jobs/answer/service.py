@@ -14,7 +14,8 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ import trio
 from fedpeer import codec
 from fedpeer.crypto import has_aes
 from fedpeer.data.catalog import Catalog, Snapshot
+from fedpeer.data.source import identity
 from fedpeer.errors import ContractError, DataError, DiskFull, FedpeerError, NotFound, PolicyError
 from fedpeer.governance import approvals, budget, policy
 from fedpeer.governance.approvals import APPROVED, ASKING, REFUSED, Asked, Data
@@ -134,7 +136,8 @@ class Answers:
         data = []
         for name in sorted(set(read.datasets(read.alias_of[self._mesh.me]).values())):
             view = await self._catalog.get(name)
-            data.append(Data(name, b"", view.rows, view.columns, view.id, view.label))
+            source = identity(view.uri)
+            data.append(Data(name, b"", view.rows, view.columns, view.id, view.label, source))
         rules = msgspec.structs.replace(await self._store.read(policy.current), no_row_differencing=False)
         facts = await self.facts(read, b"", data, rules)
         decision = decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
@@ -145,17 +148,11 @@ class Answers:
 
         Raises PolicyError, DataError. `read` has been checked.
         """
-        data: list[Data] = []
-        try:
-            async with self._files.keeping:
-                for name in sorted(set(read.datasets(read.alias_of[self._mesh.me]).values())):
-                    snapshot = await self._catalog.snapshot(name)
-                    data.append(_data(name, snapshot))
-                rules = await self._store.read(policy.current)
-                facts = await self.facts(read, contract.contract_id(codec.encode(read)), data, rules)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._files.remove_unneeded([item.version for item in data])
+        names = sorted(set(read.datasets(read.alias_of[self._mesh.me]).values()))
+        async with self._files.snapshots(self._catalog, names) as taken:
+            data = [_data(name, snapshot) for name, snapshot in taken.items()]
+            rules = await self._store.read(policy.current)
+            facts = await self.facts(read, contract.contract_id(codec.encode(read)), data, rules)
         return decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
 
     # how a contract is asked about
@@ -170,17 +167,19 @@ class Answers:
             raise Refused("dataset", error) from None
         if unseen:  # no partner makes us read and keep a table that will not be used
             return await self._write_asked(job, PolicyError(unseen), Answer(False, "policy", ()), [])
-        async with self._files.keeping:
-            answer, data = await self._bring(job)
+        async with AsyncExitStack() as stack:
+            names = sorted(set(job.contract.datasets(job.view.me).values()))
+            try:
+                taken = await stack.enter_async_context(self._files.snapshots(self._catalog, names))
+            except (DataError, NotFound, DiskFull) as error:
+                raise Refused("data", error) from None
+            answer, data = self._bring(job, taken)
             facts: Facts | PolicyError
             try:
                 facts = await self.facts(job.contract, job.id, data, await self._store.read(policy.current))
             except PolicyError as error:
                 facts = error
-            asked = await self._write_asked(job, facts, answer, data)
-        if asked.state == REFUSED:
-            await self._files.remove_unneeded([item.version for item in data])
-        return asked
+            return await self._write_asked(job, facts, answer, data)
 
     async def _write_asked(self, job: Job, facts: Facts | PolicyError, answer: Answer, data: list[Data]) -> Asked:
         told: dict[str, Any] = {}
@@ -215,7 +214,7 @@ class Answers:
             if decision.verdict != "refused":
                 state = ASKING
             if decision.verdict == "ask":
-                needs = 2 if rules.two_person else 1
+                needs = rules.people
         except PolicyError as error:
             why = error.message
         return Asked(
@@ -242,19 +241,23 @@ class Answers:
             read,
             contract_id,
             rules,
-            {item.name: Snapshot(item.version, item.rows, item.columns, item.id, item.label) for item in data},
+            {
+                item.name: Snapshot(item.version, item.rows, item.columns, item.id, item.label, item.source)
+                for item in data
+            },
             store=self._store,
             run_in_thread=self._run_in_thread,
             name_of=self._roster.name_of,
             now=self._now(),
-            spent=lambda tx, dataset: budget.most_spent(
-                tx, dataset, partners, rules, self._seconds(), self._roster.name_of
+            spent=lambda tx, dataset, source: budget.most_spent(
+                tx, dataset, source, partners, rules, self._seconds(), self._roster.name_of
             ),
             sandbox_missing=tuple(f"{layer} ({remedy})" for layer, remedy in sandbox.probe().missing()),
+            memory=sandbox.usable_memory(),
         )
 
-    async def _bring(self, job: Job) -> tuple[Answer, list[Data]]:
-        """Snapshots of what we would bring, and what we would say of them. Raises Refused."""
+    def _bring(self, job: Job, taken: Mapping[str, Snapshot]) -> tuple[Answer, list[Data]]:
+        """What we would say of these snapshots, and what we keep of them."""
         datasets = job.contract.datasets(job.view.me)
         told = {
             name
@@ -262,11 +265,7 @@ class Answers:
             if lifecycle.has_common_columns(entry := job.contract.stage(stage_id), entry.role_of[job.view.me])
         }
         said, data = [], []
-        for name in sorted(set(datasets.values())):
-            try:
-                snapshot = await self._catalog.snapshot(name)
-            except (DataError, NotFound, DiskFull) as error:
-                raise Refused("data", error) from None
+        for name, snapshot in taken.items():
             data.append(_data(name, snapshot))
             columns = [(column, kind) for column, kind in snapshot.columns if column != snapshot.id]
             said.append(
@@ -296,7 +295,7 @@ class Answers:
 
 
 def _data(name: str, snapshot: Snapshot) -> Data:
-    return Data(name, snapshot.version, snapshot.rows, snapshot.columns, snapshot.id, snapshot.label)
+    return Data(name, snapshot.version, snapshot.rows, snapshot.columns, snapshot.id, snapshot.label, snapshot.source)
 
 
 def _refusal(asked: Asked) -> PolicyError:

@@ -28,7 +28,6 @@ from fedpeer.jobs.answer import asking
 from fedpeer.jobs.cohorts import Source, cohorts_of
 from fedpeer.jobs.contract import DATASET, StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker
-from fedpeer.jobs.files.service import Files
 from fedpeer.jobs.job.service import Job
 from fedpeer.mesh.service import Mesh
 from fedpeer.stage import Model, Report, Stage
@@ -43,13 +42,12 @@ class Stages:
         mesh: Mesh,
         aggregation: Aggregation,
         store: Store,
-        files: Files,
         *,
         start_worker: StartWorker,
         run_in_thread: RunInThread,
         find: contract.FindStage,
     ) -> None:
-        self._mesh, self._aggregation, self._store, self._files = mesh, aggregation, store, files
+        self._mesh, self._aggregation, self._store = mesh, aggregation, store
         self._start_worker, self._run_in_thread, self._stage = start_worker, run_in_thread, find
 
     async def run(self, job: Job, entry: StageEntry) -> None:
@@ -124,6 +122,7 @@ class Stages:
                     item.rows,
                     tuple(column for column, _ in item.columns if column != item.id),
                     item.label,
+                    item.source,
                 )
                 for item in data
             },
@@ -170,10 +169,10 @@ class Stages:
     async def _keep_outputs(self, job: Job, entry: StageEntry, outputs: Outputs, history: bytes) -> None:
         """The outputs and the stage's end in one commit; what restarts would have needed goes with it."""
         created, kept, told = job.time(), [], []
-        async with self._files.keeping:
+        try:
             for name, (kind, data) in sorted(outputs.items()):
                 loaded = await self._run_in_thread(partial(artifact.load, kind, data))
-                digest = await self._store.put_file(data)
+                digest = await self._store.put_file(data, held=True)
                 facts: dict[str, Any] = {}
                 match loaded:
                     case Model(algorithm, values, _):
@@ -198,6 +197,9 @@ class Stages:
 
             for digest in await job.write(end, ("stage_done", {"stage": entry.id, "outputs": told})):
                 self._store.remove_file(digest)
+        finally:
+            for output in kept:
+                self._store.claimed(output.digest)
 
 
 class _Together:
