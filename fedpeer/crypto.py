@@ -24,7 +24,7 @@ from typing import Any, Final
 import nacl.bindings as sodium
 import nacl.exceptions
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from nacl._sodium import ffi as _ffi  # what nacl.bindings itself calls; see aegis256_into
 from nacl._sodium import lib as _lib
@@ -78,6 +78,17 @@ def random_bytes(size: int) -> bytes:
 def hash_(label: str, *parts: Buffer, key: bytes = b"", size: int = 32) -> bytes:
     """BLAKE2b with a label of at most 16 bytes over the length-prefixed parts (secure-aggregation, section 3)."""
     return _hashed(label, parts, key, size).digest()
+
+
+def hash_rows(label: str, rows: Iterable[bytes], *, key: bytes, size: int) -> bytes:
+    """`hash_(label, row, key=key, size=size)` of each row, one after the other; half the time of as many calls."""
+    start = _labelled(label, key, size)
+    digests = []
+    for row in rows:
+        state = start.copy()
+        state.update(len(row).to_bytes(8, "little") + row)
+        digests.append(state.digest())
+    return b"".join(digests)
 
 
 class Hasher:
@@ -272,6 +283,35 @@ def chacha20_into(seed: bytes, nonce: bytes, out: bytearray, size: int) -> None:
     cipher.encryptor().update_into(memoryview(_ZEROS)[:size], out)
 
 
+# AES-128 in bulk, for oblivious transfer
+
+AES_BYTES: Final = 16
+"""of a key and of a block"""
+
+
+def aes_stream_into(key: bytes, counter: int, out: memoryview) -> None:
+    """Write len(out) bytes of AES-128-CTR to `out`: the blocks from `counter` on, big-endian in 16 bytes."""
+    if len(key) != AES_BYTES:
+        raise LocalProtocolError("a stream of a wrong size")
+    stream = Cipher(algorithms.AES(key), modes.CTR(counter.to_bytes(AES_BYTES, "big"))).encryptor()
+    for at in range(0, len(out), STREAM_BYTES):
+        part = out[at : at + STREAM_BYTES]
+        stream.update_into(memoryview(_ZEROS)[: len(part)], part)
+
+
+class Permutation:
+    """AES-128 under a key that all parties know, as a fixed permutation of blocks of 16 bytes. It encrypts nothing."""
+
+    __slots__ = ("_cipher",)
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305 - the permutation itself is wanted
+
+    def into(self, blocks: Buffer, out: Buffer) -> None:
+        """π of each block of `blocks` to `out`, which has at least 15 bytes more."""
+        self._cipher.encryptor().update_into(blocks, out)
+
+
 # the Edwards curve, for private set intersection
 
 
@@ -283,6 +323,26 @@ def edwards_from_uniform(uniform: bytes) -> bytes:
 
 def edwards_add(a: bytes, b: bytes) -> bytes:
     point: bytes = sodium.crypto_core_ed25519_add(a, b)
+    return point
+
+
+def edwards_subtract(a: bytes, b: bytes) -> bytes:
+    point: bytes = sodium.crypto_core_ed25519_sub(a, b)
+    return point
+
+
+def edwards_scalar(uniform: bytes) -> bytes:
+    """A scalar modulo the order of the main subgroup from 64 uniform bytes."""
+    scalar: bytes = sodium.crypto_core_ed25519_scalar_reduce(uniform)
+    return scalar
+
+
+def edwards_base(scalar: bytes) -> bytes:
+    """scalar·G without clamping. Raises TrustError for a scalar that is zero."""
+    try:
+        point: bytes = sodium.crypto_scalarmult_ed25519_base_noclamp(scalar)
+    except (RuntimeError, ValueError, TypeError, nacl.exceptions.CryptoError):
+        raise TrustError("a scalar that is zero") from None
     return point
 
 

@@ -18,7 +18,7 @@ turn lies in the dicts given to `rounds`.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -123,6 +123,7 @@ class Peers:
         chance: bytes,
         resume: Resume | None = None,
         honest: int = 1,
+        semi_honest: Collection[str] = (),
     ) -> None:
         self._driver = driver
         self._roles = dict(roles)
@@ -134,6 +135,8 @@ class Peers:
         """My role in this stage."""
         self.honest = honest
         """So many contributors of every sum, at least, do not pool what they see; see secure/dp.py."""
+        self.semi_honest = frozenset(semi_honest)
+        """Aliases whom the contract (its profile) and my organization (its policy) take to follow the protocol."""
         self.random = Chance(chance)
         """The only source of chance in a stage, another at each peer. What all must draw alike comes from a total."""
 

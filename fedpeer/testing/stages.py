@@ -119,13 +119,15 @@ def run_stage(
     roles: Mapping[str, str] | None = None,
     seed: int = 1,
     kills: Mapping[str, Container[int]] | None = None,
+    semi_honest: Mapping[str, Collection[str]] | None = None,
 ) -> Run:
     """Run `stage` at every participant to its end; whatever error ends it at one is raised, with the alias as a note.
 
     `inputs`: by alias, or a list (then the participants are alice, bob, carol …). `roles`: alias → role, not needed
     when the stage has one. `kills`: alias → numbers of requests (from 0, repeated ones not counted) at which its worker
     is killed: when the daemon has the request, and before the worker has an answer. range(n) kills at each of the first
-    n, so that every place is also one where a worker goes on.
+    n, so that every place is also one where a worker goes on. `semi_honest`: alias → whom its policy and the contract
+    take to follow the protocol.
     """
     given = dict(inputs) if isinstance(inputs, Mapping) else dict(zip(CAST, inputs, strict=False))
     if not isinstance(inputs, Mapping) and len(given) != len(inputs):
@@ -139,7 +141,7 @@ def run_stage(
     for role, count in stage.roles.items():
         if list(roles.values()).count(role) not in count:
             raise ValueError(f"{stage.name}: {count.least} to {count.most} participants are {role!r}")
-    return _Federation(stage, params, given, roles, seed, kills or {}).run()
+    return _Federation(stage, params, given, roles, seed, kills or {}, semi_honest or {}).run()
 
 
 def check_stage(
@@ -261,7 +263,9 @@ class _Federation:
         roles: Mapping[str, str],
         seed: int,
         kills: Mapping[str, Container[int]],
+        semi_honest: Mapping[str, Collection[str]],
     ) -> None:
+        self.semi_honest = semi_honest
         self.stage, self.params, self.inputs, self.roles = stage, params, inputs, dict(roles)
         self.done = Run()
         self.order = random.Random(seed)
@@ -412,7 +416,8 @@ class _Member:
         resume = None
         if (saved := self.saved) is not None:
             resume = Resume(saved.turn, unpack(saved.shared), unpack(saved.own), saved.chance)
-        peers = Peers(self, self.alias, self.federation.roles, self.transcript.chance, resume)
+        trusted = self.federation.semi_honest.get(self.alias, ())
+        peers = Peers(self, self.alias, self.federation.roles, self.transcript.chance, resume, semi_honest=trusted)
         self.worker: Coroutine[Request, Any, dict[str, Any]] = self.federation.stage(
             peers,
             self.federation.params,

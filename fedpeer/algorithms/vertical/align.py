@@ -2,266 +2,287 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 
-from fedpeer.crypto import Secret
+from fedpeer.algorithms.vertical._psi import (
+    BINS,
+    BLOCK,
+    from_,
+    opened,
+    points_guest,
+    points_host,
+    transfer_guest,
+    transfer_host,
+)
 from fedpeer.errors import DataError, RemoteProtocolError
 from fedpeer.peers import Peers
-from fedpeer.secure import psi
-from fedpeer.secure.psi import MAX_PADDED, POINT_BYTES, TAG_BYTES, Bytes
-from fedpeer.stage import MAX_PEERS, Open, Params, Rows, Sealed, Table, at_least, exactly, stage
+from fedpeer.secure import ids, psi, transfer
+from fedpeer.secure.ids import NAME_BYTES, Form, Ids
+from fedpeer.stage import MAX_PEERS, Open, Params, Report, Rows, Sealed, Table, at_least, exactly, stage
 
-NONCE_BYTES = 32
-CHUNK = 512
-"""Points that one call of a mapped function works on."""
+Numbers = npt.NDArray[np.int64]
+
+MAX_IDS = 1 << 24
+"""of a participant, by oblivious transfer"""
+MAX_COUNTED = BLOCK
 HEADER = 256
 """More than the description of an array or a number takes in a message."""
 
 
-class Align(Params, frozen=True):
+class _Named(Params, frozen=True):
     casefold: bool = False
     """Whether ids that differ only between upper and lower case are the same."""
-    min_intersection: Annotated[int, msgspec.Meta(ge=0, le=psi.MAX_IDS)] = 100
+    form: Form = "text"
+    """What is compared of the id column: text, digits, integer or phone (secure/ids.py)."""
+    also: Annotated[dict[str, Form], msgspec.Meta(max_length=7)] = {}  # noqa: RUF012 - msgspec copies it
+    """More columns that belong to an id, of the same names at all, and what is compared of them."""
+    min_intersection: Annotated[int, msgspec.Meta(ge=0, le=MAX_IDS)] = 100
     """With fewer common ids the stage fails as too small, and says no number. The hosts get no result; what the guest
     computes with knows the common ids by then."""
-    max_ids: Annotated[int, msgspec.Meta(ge=1, le=psi.MAX_IDS)] = psi.MAX_IDS
+
+
+class Align(_Named, frozen=True):
+    max_ids: Annotated[int, msgspec.Meta(ge=1, le=MAX_IDS)] = 10_000
     """Nobody may ask about more ids, but for rounding up: a longer list is refused before it is answered."""
+    repeated: bool = False
+    """Whether the guest may have an id in several rows. Then hosts are told in how many each common id is."""
+    psi: Literal["auto", "ecdh", "kkrt"] = "auto"
+    """kkrt is 20 times faster, for two who take each other to follow the protocol: a guest that does not may learn all
+    of the host's ids that it can guess. auto: kkrt where the contract's profile is "crash" and both policies name the
+    other in trust_semi_honest, else ecdh."""
+
+
+class Count(_Named, frozen=True):
+    max_ids: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNTED)] = 10_000
+    """As for `run`; at most 65,536, which are answered at once, or parts of the number would show."""
+
+
+_OPENING: dict[str, Any] = {
+    f"{role}_size": Open(
+        role,
+        other,
+        f"how many ids {whose} has, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two, and whether its policy "
+        "and the contract take the other to follow the protocol",
+        max_bytes=HEADER,
+    )
+    for role, other, whose in (("guest", "host", "the guest"), ("host", "guest", "this host"))
+} | {
+    "host_nonce": Open("host", "guest", "random bytes", max_bytes=HEADER),
+    "nonces": Open("guest", "host", "random bytes of each participant", max_bytes=HEADER + 64 * MAX_PEERS),
+    "guest_points": Sealed(
+        "guest",
+        "host",
+        "the guest's ids and random ones, in random order, as points of a curve raised to a secret that is used "
+        "for this host and this run alone",
+        max_bytes=HEADER + BLOCK * psi.POINT_BYTES,
+    ),
+    "host_points": Sealed(
+        "host",
+        "guest",
+        "this host's ids and random ones, in random order, as points of a curve raised to a secret that is used "
+        "for this run alone",
+        max_bytes=HEADER + BLOCK * psi.POINT_BYTES,
+    ),
+}
 
 
 @stage(
-    version=1,
+    version=2,
     params=Align,
     roles={"guest": exactly(1), "host": at_least(1)},
     inputs={"table": Table},
     outputs={"rows": Rows},
     messages={
-        "guest_size": Open(
-            "guest",
-            "host",
-            "how many ids the guest has, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two",
-            max_bytes=HEADER,
-        ),
-        "host_size": Open(
-            "host",
-            "guest",
-            "how many ids this host has, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two",
-            max_bytes=HEADER,
-        ),
-        "host_nonce": Open("host", "guest", "random bytes", max_bytes=HEADER),
-        "nonces": Open("guest", "host", "random bytes of each participant", max_bytes=HEADER + 64 * MAX_PEERS),
-        "guest_points": Sealed(
-            "guest",
-            "host",
-            "the guest's ids and random ones, in random order, as points of a curve raised to a secret that is used "
-            "for this host and this run alone",
-            max_bytes=HEADER + MAX_PADDED * POINT_BYTES,
-        ),
-        "host_points": Sealed(
-            "host",
-            "guest",
-            "this host's ids and random ones, in random order, as points of a curve raised to a secret that is used "
-            "for this run alone",
-            max_bytes=HEADER + MAX_PADDED * POINT_BYTES,
-        ),
+        **_OPENING,
         "tags": Open(
             "host",
             "guest",
             "which of its own ids the guest has in common with this host, and nothing of any other id. With several "
             "hosts it learns this of each one by itself, which is more than which ids are common to all",
-            max_bytes=HEADER + MAX_PADDED * TAG_BYTES,
+            max_bytes=HEADER + BLOCK * psi.TAG_BYTES,
+        ),
+        "offer": Sealed("guest", "host", "a random point, for kkrt", max_bytes=HEADER),
+        "choices": Sealed(
+            "host", "guest", "512 random points, for kkrt", max_bytes=HEADER + transfer.WIDTH * transfer.POINT_BYTES
+        ),
+        "rows": Sealed(
+            "guest",
+            "host",
+            "the guest's ids and random ones, for kkrt, under a one-time pad of which the host has half",
+            max_bytes=HEADER + BINS * transfer.ROW_BYTES,
+        ),
+        "list": Open(
+            "host",
+            "guest",
+            "for kkrt: which of its own ids the guest has in common with this host, and nothing of any other id, if "
+            "the guest follows the protocol. A guest that deviates may learn all ids of the host that it can guess",
+            per_turn=3,
+            max_bytes=HEADER + psi.padded(MAX_IDS) * transfer.TAG_BYTES,
         ),
         "result": Open(
             "guest",
             "host",
             "which of its own ids are common to all participants; nothing of any id that it does not have, nor who has "
             "those that are not common to all",
-            max_bytes=HEADER + psi.MAX_IDS * TAG_BYTES,
+            max_bytes=HEADER + MAX_IDS * NAME_BYTES,
+        ),
+        "repeats": Open(
+            "guest",
+            "host",
+            "in how many rows of the guest each common id is, where the guest may repeat ids",
+            max_bytes=HEADER + MAX_IDS * 4,
         ),
     },
+    memory=lambda params, rows, features: 160 * rows + (400 << 20 if params.max_ids > BLOCK else 0),
 )
 async def run(peers: Peers, params: Align, table: Table) -> dict[str, Any]:
     """The rows whose ids all participants have: `rows.index[i]` is the same entity at each of them.
 
     ```
     from → to       message        content                                                        shape
-    guest ↔ hosts   guest_size …   padded number of ids                                           1
+    guest ↔ hosts   guest_size …   padded number of ids, whether kkrt is accepted                 2
     host → guest    host_nonce     random                                                         32 bytes
     guest → hosts   nonces         random, of all: they make the session key                      parties × 32
+                    ecdh, in each block of 65,536
     guest → host    guest_points   H(x)^a, shuffled, filled up; another a for each host           guest's size × 32
     host → guest    host_points    H(y)^b, shuffled, filled up                                    host's size × 32
     host → guest    tags           BLAKE2b-128(H(x)^ab), in the order of guest_points             guest's size × 16
+                    kkrt
+    guest → host    offer          A = a·G                                                        32 bytes
+    host → guest    choices        B_i = b_i·G + s_i·A                                            512 × 32
+    guest → host    rows           U, in blocks of 2^19 bins; bins = 1.31 · guest's size          bins × 64
+    host → guest    list           three times: tags of all ids for their k-th bin, filled up,    host's size × 12
+                                   sorted
+                    both
     guest → hosts   result         BLAKE2b-128 of each common id under the session key, sorted    common × 16
+    guest → hosts   repeats        rows of the guest with each common id, if `repeated`           common
     ```
-    All lengths but that of `result` follow from the two padded sizes. No position in anybody's table leaves. The order
-    of the common rows is that of BLAKE2b-256 of the id under the session key.
+    All lengths but those of the last two follow from the padded sizes. No position in anybody's table leaves. The order
+    of the common rows is that of a hash of the id under the session key; rows of one id keep the guest's order.
 
-    Ids are text, compared in normal form: Unicode NFKC, folded if `casefold`, without white space around them. A row
-    with a missing or blank id is left out. An id that occurs twice is refused, as are more than 10,000 of them.
+    Ids are text, compared in a declared normal form (secure/ids.py); `also` adds columns to them. A row without an id
+    is left out. A host's ids are unique. By ecdh a participant has up to 2^20 ids, by kkrt up to 2^24.
 
-    What each learns is said with the messages, for participants that follow the protocol. One that does not can ask
-    about ids that it made up, at most `max_ids` in a run, and can spoil the result; of ids that it does not submit it
-    learns nothing either. `min_intersection` ends the stage after the guest knows the common ids, and before the hosts
-    do.
-    With several hosts the guest intersects with each of them by itself: a protocol that tells it the intersection of
-    all and no pairwise one is to come.
+    What each learns is said with the messages, for participants that follow the protocol. In ecdh one that does not can
+    ask about ids that it made up, at most `max_ids` in a run (rounded up; 1.31 times as many by kkrt), and can spoil
+    the result; of ids that it does not submit it learns nothing either. In kkrt a guest that deviates may learn all ids
+    of the host that it can guess. `min_intersection` ends the stage after the guest knows the common ids, and before
+    the hosts do.
+    With several hosts the guest intersects with each of them by itself, by ecdh: a protocol that tells it the
+    intersection of all and no pairwise one is to come.
 
-    Source: private set intersection by commutative exponentiation (secure/psi.py), semi-honest; two parties, repeated.
+    Source: private set intersection by commutative exponentiation (secure/psi.py), and by an oblivious function of
+    Kolesnikov et al. (secure/transfer.py), with cuckoo hashing (secure/bins.py); semi-honest.
     """
-    ids, rows, left_out = _ids(table, params.casefold)
-    if len(ids) > params.max_ids:
-        raise DataError(f"the table has {len(ids)} ids, and max_ids = {params.max_ids}")
-    party = _guest if peers.role == "guest" else _host
-    session, common = await party(peers, params, ids)
-    chosen = np.array([rows[i] for i in common], dtype=np.int64)
-    order = psi.order_of(session, [ids[i] for i in common])
-    peers.progress(3, 3, ids=len(ids), without_id=left_out, common=len(common))
-    return {"rows": Rows(chosen[order])}
+    own = _own(table, params, params.max_ids, repeated=params.repeated and peers.role == "guest")
+    opening = await opened(peers, own, params.max_ids, params.psi)
+    hashed = ids.digests(opening.session, own.values)
+    if peers.role == "guest":
+        if opening.transfers:
+            common = await transfer_guest(peers, opening, hashed)
+        else:
+            common = await points_guest(peers, opening, own)
+        found = np.flatnonzero(common[: len(own)])
+        _check_common(len(found), params)
+        found = found[ids.ascending(hashed.names[found])]
+        repeats = np.bincount(own.id_of, minlength=len(own))[found]
+        await peers.broadcast("result", hashed.names[found])
+        if params.repeated:
+            await peers.broadcast("repeats", repeats.astype(np.uint32))
+    else:
+        if opening.transfers:
+            await transfer_host(peers, opening, hashed)
+        else:
+            await points_host(peers, opening, own)
+        found, repeats = await _told(peers, params, hashed.names, min(*opening.sizes.values(), len(own)))
+    order = ids.ascending(hashed.order[found])
+    chosen = _rows(own, found[order], repeats[order])
+    peers.progress(1, 1, ids=len(own), without_id=own.left_out, common=len(found))
+    return {"rows": Rows(chosen)}
 
 
-async def _guest(peers: Peers, params: Align, ids: list[str]) -> tuple[bytes, list[int]]:
-    """The session key, and which of my ids (places in `ids`) all hosts have."""
-    hosts, size = peers.having("host"), psi.padded(len(ids))
-    await peers.broadcast("guest_size", size)
-    sizes = {
-        host: _from(host, psi.check_size, said, params.max_ids)
-        for host, said in (await peers.gather("host", "host_size")).items()
-    }
-    nonces = await peers.gather("host", "host_nonce")
-    nonces[peers.me] = peers.random.bytes(NONCE_BYTES)
-    nonces = {alias: _from(alias, _check_nonce, nonces[alias]) for alias in peers.all}
-    await peers.broadcast("nonces", list(nonces.values()))
-    session = psi.session_key(nonces)
-
-    points = _points(peers, session, ids, size)
-    scalars = {host: Secret(peers.random.bytes(POINT_BYTES)) for host in hosts}
-    orders = {host: peers.random.permutation(size) for host in hosts}
-    for host in hosts:
-        await peers.send(host, "guest_points", _raised(peers, scalars[host], points[orders[host]]))
-    peers.progress(1, 3)
-
-    common = set(range(len(ids)))
-    for host in hosts:
-        theirs = _from(host, psi.check_points, await peers.receive(host, "host_points"), sizes[host])
-        answers = _from(host, psi.check_tags, await peers.receive(host, "tags"), size)
-        twice = _from(host, _raised, peers, scalars[host], theirs)
-        held = {tag.tobytes() for tag in psi.tags(session, host.encode(), twice)}
-        common &= {int(i) for i, tag in zip(orders[host], answers, strict=True) if tag in held}
-    peers.progress(2, 3)
-    _check_common(len(common), params)
-    found = sorted(common)
-    await peers.broadcast("result", psi.result(psi.names_of(session, [ids[i] for i in found])))
-    return session, found
-
-
-async def _host(peers: Peers, params: Align, ids: list[str]) -> tuple[bytes, list[int]]:
-    """The session key, and which of my ids (places in `ids`) all participants have."""
-    (guest,), size = peers.having("guest"), psi.padded(len(ids))
-    await peers.send(guest, "host_size", size)
-    guest_size = _from(guest, psi.check_size, await peers.receive(guest, "guest_size"), params.max_ids)
-    nonce = peers.random.bytes(NONCE_BYTES)
-    await peers.send(guest, "host_nonce", nonce)
-    nonces = _from(guest, _check_nonces, await peers.receive(guest, "nonces"), peers.all)
-    if nonces[peers.me] != nonce:
-        raise RemoteProtocolError(f"{guest} sent a list without my nonce", peer=guest)
-    session = psi.session_key(nonces)
-
-    points = _points(peers, session, ids, size)
-    theirs = _from(guest, psi.check_points, await peers.receive(guest, "guest_points"), guest_size)
-    scalar = Secret(peers.random.bytes(POINT_BYTES))  # after what it is used on: other points meet another one
-    twice = _from(guest, _raised, peers, scalar, theirs)
-    mine = _raised(peers, scalar, points[peers.random.permutation(size)])
-    await peers.send(guest, "host_points", mine)
-    await peers.send(guest, "tags", psi.tags(session, peers.me.encode(), twice))
-    peers.progress(2, 3)
-
-    names = _from(guest, psi.check_result, await peers.receive(guest, "result"), min(guest_size, len(ids)))
-    place = {name: i for i, name in enumerate(psi.names_of(session, ids))}
-    if not place.keys() >= set(names):
+async def _told(peers: Peers, params: Align, names: ids.Bytes, most: int) -> tuple[Numbers, Numbers]:
+    """At a host: which of my ids are common, in the order of the result, and how many rows of the guest have each."""
+    (guest,) = peers.having("guest")
+    said = from_(guest, psi.check_result, await peers.receive(guest, "result"), most)
+    found = ids.places_in(names, said)
+    if (found < 0).any():
         raise RemoteProtocolError(f"{guest} sent a result that cannot be", peer=guest)
-    _check_common(len(names), params)
-    return session, [place[name] for name in names]
+    _check_common(len(found), params)
+    repeats = np.ones(len(found), np.int64)
+    if params.repeated:
+        repeats = from_(guest, _check_repeats, await peers.receive(guest, "repeats"), len(found))
+    return found, repeats
 
 
-def _points(peers: Peers, session: bytes, ids: list[str], size: int) -> Bytes:
-    """The points of my ids, then random ones, `size` together."""
-    filling = np.frombuffer(peers.random.bytes((size - len(ids)) * psi.UNIFORM_BYTES), dtype=np.uint8)
-    uniform = np.concatenate([psi.uniform_of(session, ids), filling.reshape(-1, psi.UNIFORM_BYTES)])
-    return _mapped(peers, psi.points, uniform)
+def _rows(own: Ids, found: Numbers, repeats: Numbers) -> Numbers:
+    """The rows of these ids: all rows of each (the guest's), or its one row as often as the guest has it."""
+    if len(own.rows) == len(own):
+        return np.repeat(own.rows[found], repeats)
+    by_id = np.argsort(own.id_of, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(own.id_of, minlength=len(own)))])[:-1]
+    within = np.arange(int(repeats.sum())) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    return own.rows[by_id[np.repeat(starts[found], repeats) + within]]
 
 
-def _raised(peers: Peers, scalar: Secret, points: Bytes) -> Bytes:
-    return _mapped(peers, lambda chunk: psi.raised(scalar, chunk), points)
+@stage(
+    version=1,
+    params=Count,
+    roles={"guest": exactly(1), "host": exactly(1)},
+    inputs={"table": Table},
+    outputs={"report": Report},
+    messages={
+        **_OPENING,
+        "tags": Open(
+            "host",
+            "guest",
+            "how many of its own ids the guest has in common with this host, and not which",
+            max_bytes=HEADER + BLOCK * psi.TAG_BYTES,
+        ),
+    },
+)
+async def count(peers: Peers, params: Count, table: Table) -> dict[str, Any]:
+    """How many ids the guest and the host have in common: told to the guest, as {"common": …}; the host learns nothing.
+
+    As `run` by ecdh, but that `tags` come in random order and that there is no result. A partner that submits made-up
+    ids counts those: one of them, if it submits one. So it is bounded like an alignment.
+
+    Source: as `run`, secure/psi.py; the shuffle makes it cardinality only (Huberman, Franklin, Hogg, 1999).
+    """
+    own = _own(table, params, params.max_ids, repeated=False)
+    opening = await opened(peers, own, params.max_ids, "ecdh")
+    if peers.role == "host":
+        await points_host(peers, opening, own, count_only=True)
+        return {"report": None}
+    number = int((await points_guest(peers, opening, own)).sum())
+    _check_common(number, params)
+    return {"report": Report({"common": number})}
 
 
-def _mapped(peers: Peers, function: Callable[[Bytes], Bytes], rows: Bytes) -> Bytes:
-    return np.concatenate(peers.map(function, [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]))
+def _own(table: Table, params: _Named, max_ids: int, *, repeated: bool) -> Ids:
+    """The ids of the own table. Raises DataError."""
+    if table.id is None:
+        raise DataError("the table has no id column", hint="fedpeer dataset add NAME URI --id COL")
+    forms = {table.id: params.form, **dict(sorted(params.also.items()))}
+    own = ids.ids_of(table, forms, params.casefold, repeated=repeated)
+    if len(own) > max_ids:
+        raise DataError(f"the table has {len(own)} ids, and max_ids = {max_ids}")
+    return own
 
 
-def _from(sender: str, function: Callable[..., Any], *given: Any) -> Any:
-    """function(*given), whose error about what was received names the sender."""
-    try:
-        return function(*given)
-    except RemoteProtocolError as error:
-        raise RemoteProtocolError(f"{sender} sent {error.message}", peer=sender) from None
-
-
-def _check_nonce(value: Any) -> bytes:
-    if not isinstance(value, bytes) or len(value) != NONCE_BYTES:
-        raise RemoteProtocolError("no nonce")
-    return value
-
-
-def _check_nonces(value: Any, aliases: list[str]) -> dict[str, bytes]:
-    if not isinstance(value, list) or len(value) != len(aliases):
-        raise RemoteProtocolError(f"not {len(aliases)} nonces")
-    return {alias: _check_nonce(nonce) for alias, nonce in zip(aliases, value, strict=True)}
-
-
-def _check_common(count: int, params: Align) -> None:
-    if count < params.min_intersection:
+def _check_common(number: int, params: _Named) -> None:
+    if number < params.min_intersection:
         raise DataError(
             f"too small: fewer than min_intersection = {params.min_intersection} ids are common to all participants",
             hint="are the ids of one kind, and written alike, at all participants?",
         )
 
 
-# a participant's own ids
-
-
-def normal_form(value: str, casefold: bool) -> str:
-    """What ids are compared by: NFKC, case folded if wanted, no white space around it. "" for a blank one."""
-    text = unicodedata.normalize("NFKC", value)
-    if casefold:
-        text = unicodedata.normalize("NFKC", text.casefold())
-    return text.strip()
-
-
-def _ids(table: Table, casefold: bool) -> tuple[list[str], list[int], int]:
-    """The ids in normal form, the row of each, and how many rows have none. DataError for repeated or too many ids."""
-    if table.id is None:
-        raise DataError("the table has no id column", hint="fedpeer dataset add NAME URI --id COL")
-    column = table.data.column(table.id)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"the id column {table.id!r} is {column.type}, not text")
-    row_of: dict[str, int] = {}
-    for row, value in enumerate(column.to_pylist()):
-        name = normal_form(value, casefold) if value is not None else ""
-        if not name:
-            continue
-        first = row_of.setdefault(name, row)
-        if first != row:
-            raise DataError(
-                f"the id column {table.id!r} has one id, in normal form, in rows {first} and {row} (from 0)",
-                hint="keep one row for each id",
-            )
-    if len(row_of) > psi.MAX_IDS:
-        raise DataError(
-            f"the id column {table.id!r} has {len(row_of)} ids; this version aligns up to {psi.MAX_IDS} a participant"
-        )
-    return list(row_of), list(row_of.values()), table.n_samples - len(row_of)
+def _check_repeats(value: Any, number: int) -> Numbers:
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint32 or value.shape != (number,) or not value.all():
+        raise RemoteProtocolError(f"not {number} numbers of rows")
+    return value.astype(np.int64)
