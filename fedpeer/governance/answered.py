@@ -90,6 +90,9 @@ SCHEMA = Schema(
         ALTER TABLE answered_run ADD COLUMN exact_sum INTEGER NOT NULL DEFAULT 1; -- a sum, and without noise
         ALTER TABLE answered_run ADD COLUMN of_all INTEGER NOT NULL DEFAULT 0; -- none of its participants may be away
         """,
+        """
+        ALTER TABLE answered_alignment ADD COLUMN ids BLOB; -- digest of the set of ids that went in
+        """,
     ],
 )
 
@@ -184,12 +187,14 @@ def parties(
     return tuple(sorted(found, key=lambda one: (sorted(one[0]), one[1])))
 
 
-def aligned(tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", "")) -> dict[str, int]:
-    """peer → how often this version was aligned with it."""
+def aligned(
+    tx: Transaction, version: bytes, cohort: Cohort | None = None, but: tuple[bytes, str] = (b"", "")
+) -> dict[str, int]:
+    """peer → how often this version was aligned with it, or with its `cohort` the very same ids of any other."""
     rows = tx.all(
-        "SELECT peer, count(*) FROM answered_alignment WHERE version = ? AND NOT (contract = ? AND stage = ?)"
-        " GROUP BY peer",
-        (version, *but),
+        "SELECT peer, count(DISTINCT hex(contract) || stage) FROM answered_alignment WHERE (version = ? OR ids = ?)"
+        " AND NOT (contract = ? AND stage = ?) GROUP BY peer",
+        (version, None if cohort is None else _set_of(cohort), *but),
     )
     return dict(rows)
 
@@ -239,7 +244,7 @@ def _now(
         rows=cohort.rows,
         nearest=nearest(tx, cohort, widest_cell(policy), cohorts) if policy.no_row_differencing else None,
         other_parties=parties(tx, cohort.version, run[0], cohort) if policy.no_party_differencing else (),
-        aligned=aligned(tx, facts.version, run),  # of the whole dataset: a choice of its rows is no new version
+        aligned=aligned(tx, facts.version, cohort, run),  # of the whole dataset: a choice of its rows is no new version
     )
 
 
@@ -247,10 +252,11 @@ def _remember(
     tx: Transaction, run: tuple[bytes, str], ask: Ask, stage: StageAsk, cohorts: Sequence[Cohort], time: str
 ) -> None:
     if stage.aligns:
+        sets = {cohort.dataset: _set_of(cohort) for cohort in cohorts}
         tx.executemany(
-            "INSERT OR IGNORE INTO answered_alignment VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO answered_alignment VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (*run, dataset.name, dataset.version, peer, time)
+                (*run, dataset.name, dataset.version, peer, time, sets.get(dataset.name))
                 for dataset in stage.datasets
                 for peer in stage.parties
                 if peer != ask.me
@@ -263,6 +269,11 @@ def _remember(
         tx.execute(
             "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*run, _keep(tx, cohort), *told)
         )
+
+
+def _set_of(cohort: Cohort) -> bytes | None:
+    """What names its ids, in whatever order; None without ids."""
+    return None if cohort.ids is None else hash_("fp.answered.set", np.sort(cohort.ids).tobytes())
 
 
 def remembered(tx: Transaction, dataset: str) -> int:

@@ -27,6 +27,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from fedpeer.governance.policy import BOUNDS, Do, Policy, Rule, matches, stricter
+from fedpeer.secure import bins
+from fedpeer.secure.psi import padded
 from fedpeer.stage import Model, Params, Rows, Stage, Sum, is_own
 
 Verdict = Literal["refused", "ask", "auto"]
@@ -34,7 +36,7 @@ Verdict = Literal["refused", "ask", "auto"]
 CELLS = ("min_cell", "min_rows", "min_leaf", "min_samples_leaf")
 """Names of parameters that say how many rows are behind a cell, a cluster or a leaf at least."""
 AT_LEAST = {**dict.fromkeys(CELLS, "min_cell"), "batch_size": "min_batch", "min_intersection": "min_intersection"}
-AT_MOST = {"max_depth": "max_depth", "max_ids": "psi_max_ids"}
+AT_MOST = {"max_depth": "max_depth"}
 """Name of a stage's parameter → the policy's bound for it."""
 
 
@@ -80,8 +82,8 @@ class StageAsk:
 
     @property
     def aligns(self) -> bool:
-        """Whether it tells which rows are common (a private set intersection)."""
-        return Rows in self.stage.outputs.values() and bool(self.stage.messages)
+        """Whether it tells which rows are common, or how many (a private set intersection)."""
+        return bool(self.stage.messages) and (Rows in self.stage.outputs.values() or hasattr(self.params, "max_ids"))
 
     @property
     def sums(self) -> bool:
@@ -116,6 +118,8 @@ class Ask:
     """layers of the workers' sandbox that this machine does not have"""
     memory: int = 0
     """bytes that a worker may take here; 0: not looked at"""
+    crash: bool = False
+    """whether the contract's profile takes all to run unmodified software"""
 
     def name(self, peer: str) -> str:
         return self.names.get(peer, peer)
@@ -424,6 +428,16 @@ def _of_alignments(
     for name, bound in (("min_intersection", "min_intersection"), ("max_ids", "psi_max_ids")):
         if not hasattr(stage.params, name):
             yield make(bound, False, f"{stage.run} has no parameter {name!r}")
+    transfers = _by_transfer(policy, ask, stage)
+    if getattr(stage.params, "psi", "ecdh") == "kkrt":
+        needs = "is for two, needs the profile crash, and a partner whom trust_semi_honest names"
+        yield make("trust_semi_honest", transfers, f'psi = "kkrt" {needs}')
+    if (given := getattr(stage.params, "max_ids", None)) is not None:
+        asked, most = padded(given), bounds["psi_max_ids"]
+        if transfers:
+            asked = bins.count(asked)
+        text = f"max_ids = {given} in the contract lets a partner ask about {asked}, psi_max_ids = {most}"
+        yield make("psi_max_ids", asked <= most, text)
     most = bounds["psi_per_version"]
     for dataset in stage.datasets:
         done: dict[str, int] = {}
@@ -437,6 +451,17 @@ def _of_alignments(
             yield make(
                 "psi_per_version",
                 count < most,
-                f"{count} alignments of this version of {dataset.name!r} with {ask.name(peer)}, "
+                f"{count} alignments of this version or these ids of {dataset.name!r} with {ask.name(peer)}, "
                 f"psi_per_version = {most}",
             )
+
+
+def _by_transfer(policy: Policy, ask: Ask, stage: StageAsk) -> bool:
+    """Whether an alignment may be by oblivious transfer here (algorithms/vertical/align.py)."""
+    others = [peer for peer in stage.parties if peer != ask.me]
+    return (
+        getattr(stage.params, "psi", "ecdh") != "ecdh"
+        and ask.crash
+        and len(others) == 1
+        and all(policy.trusts(peer, ask.name(peer)) for peer in others)
+    )

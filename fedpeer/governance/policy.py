@@ -173,11 +173,24 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = True
     jobs_per_day: Annotated[Count, msgspec.Meta(description="Jobs that one organization may propose in 24 hours.")] = 20
     psi_per_version: Annotated[
-        Count, msgspec.Meta(description="Alignments with one organization, for each version of a dataset, at most.")
+        Count,
+        msgspec.Meta(description="Alignments with one organization, for each version and each set of ids, at most."),
     ] = 1
     psi_max_ids: Annotated[
-        Count, msgspec.Meta(description="Ids that a partner may ask about in an alignment, at most.")
-    ] = 10_000
+        Count,
+        msgspec.Meta(
+            description="Ids that a partner may ask about in an alignment, at most: max_ids of the contract rounded\n"
+            "up (10,000 to 10,240), and 1.31 times as many where trust_semi_honest lets kkrt be used."
+        ),
+    ] = 10_240
+    trust_semi_honest: Annotated[
+        Globs,
+        msgspec.Meta(
+            description="Partners, by name or id, that are taken to follow protocols as they are written. With them,\n"
+            'and a contract whose profile is "crash", faster ones are used: in an alignment by kkrt one of them that\n'
+            "does not follow it may learn all ids that it can guess."
+        ),
+    ] = ()
     min_intersection: Annotated[
         Count, msgspec.Meta(description="An alignment with fewer common ids must fail, without telling how many.")
     ] = 100
@@ -196,6 +209,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def is_counted(self, peer: str, name: str) -> bool:
         """Whether a partner counts as a holder of data."""
         return any(fnmatchcase(word, pattern) for word in (peer, name) for pattern in self.trusted)
+
+    def trusts(self, peer: str, name: str) -> bool:
+        """Whether a partner is taken to follow protocols as they are written."""
+        return matches([peer, name], self.trust_semi_honest)
 
     def organization(self, peer: str, name: str) -> str:
         """The organization of a peer; its id where it is one of its own."""

@@ -87,7 +87,8 @@ class Execution:
     `params`: canonical JSON; `roles`: alias → role of all who take part, in the contract's order; `peer_of`: alias →
     peer id; `chance`: gives the 32-byte key of chance of a stage's first start; `say`: tells the operator;
     `run_in_thread`: for work on values of more than INLINE_BYTES, during which the event loop goes on; `honest`:
-    so many contributors of every sum do not pool what they see.
+    so many contributors of every sum do not pool what they see; `semi_honest`: aliases of whom the contract and the
+    policy take to follow the protocol.
     """
 
     def __init__(
@@ -108,13 +109,14 @@ class Execution:
         restarts: int,
         run_in_thread: RunInThread,
         honest: int = 1,
+        semi_honest: Sequence[str] = (),
         chance: Callable[[], bytes] = lambda: random_bytes(32),
     ) -> None:
         self.contract, self.stage_id, self.stage, self.params = contract, stage_id, stage, params
         self.roles, self.peer_of, self.me = dict(roles), dict(peer_of), me
         self.store, self.mesh, self.together, self.start_worker = store, mesh, together, start_worker
         self.say, self.restarts, self.chance = say, restarts, chance
-        self.run_in_thread, self.honest = run_in_thread, honest
+        self.run_in_thread, self.honest, self.semi_honest = run_in_thread, honest, semi_honest
         self.gate = Gate(stage, self.roles, me)
         self.declaration = stage.declaration_hash()
         self.turn = self.k = self.common = 0
@@ -161,6 +163,7 @@ class Execution:
                 resume=resume,
                 inputs=list(inputs),
                 honest=self.honest,
+                semi_honest=list(self.semi_honest),
             )
         )
         try:

@@ -47,6 +47,7 @@ no_row_differencing = false
 no_party_differencing = false
 jobs_per_day = 1_000_000
 psi_per_version = 1_000_000
+psi_max_ids = 100_000_000
 min_intersection = 0
 sandbox = "best-effort"
 [budget]

@@ -127,7 +127,9 @@ def run(start: protocol.Start, connection: Connection) -> protocol.Done:
     daemon = Daemon(connection, declared)
     params = msgspec.json.decode(start.params, type=declared.params)
     inputs = {port: artifact.load(kind, content) for port, kind, content in start.inputs}
-    peers = Peers(daemon, start.me, dict(start.roles), start.chance, _resume(start.resume), start.honest)
+    peers = Peers(
+        daemon, start.me, dict(start.roles), start.chance, _resume(start.resume), start.honest, start.semi_honest
+    )
     outputs = declared.check_outputs(drive(declared(peers, params, **inputs), daemon))
     return protocol.Done([(name, artifact.dump(output)) for name, output in outputs.items() if output is not None])
 

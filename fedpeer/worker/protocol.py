@@ -81,6 +81,8 @@ class Start(Message, frozen=True, tag="start"):
     """[(port, kind, content)]; content is bytes, or a Path, which arrives as the bytes of that file"""
     honest: Annotated[int, msgspec.Meta(ge=1, le=MAX_PEERS)] = 1
     """so many contributors of every sum do not pool what they see"""
+    semi_honest: list[Name] = []
+    """whom the contract and the policy take to follow the protocol"""
     own: bool = False
     """whether the stage is the organization's own (stage.find): of an installed module that its policy names"""
     best_effort: bool = False

@@ -183,8 +183,8 @@ ATTACKS = [
     Attack(
         "a list of all ids",
         asks(ALIGN.replace("PARAMS", "max_ids = 10000"), **PAIR),
-        "max_ids = 10000 in the contract, psi_max_ids = 500",
-        "psi_max_ids = 10000",
+        "max_ids = 10000 in the contract lets a partner ask about 10240, psi_max_ids = 500",
+        "psi_max_ids = 10240",
         before=lambda play: play.offer("people", ids="person"),
         policy="psi_max_ids = 500\n",
     ),
@@ -198,7 +198,7 @@ ATTACKS = [
     Attack(
         "ids once more",
         asks(ALIGN.replace("PARAMS", ""), **PAIR),
-        "1 alignments of this version of 'people' with mallory, psi_per_version = 1",
+        "1 alignments of this version or these ids of 'people' with mallory, psi_per_version = 1",
         "psi_per_version = 2",
         before=aligned,
     ),

@@ -173,7 +173,7 @@ async def test_who_is_not_in_the_contract_joins_by_no_second_one(autojump_clock:
 
 async def greedy(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
     """Asks about more ids than the contract lets it."""
-    await peers.broadcast("guest_size", psi.padded(psi.MAX_IDS))
+    await peers.broadcast("guest_size", [psi.padded(psi.MAX_IDS), False])
     await peers.receive("alice", "host_size")
     await peers.receive("alice", "host_nonce")
     return {}

@@ -341,6 +341,14 @@ def test_a_version_is_aligned_once_with_each_peer_whatever_rows_of_it_are_chosen
     assert alice.ask(cohort(range(1500)), of=align.run, parties=pair) == []
 
 
+def test_the_same_ids_are_aligned_once_with_each_peer_in_whatever_order_and_under_whatever_name(alice: Owner) -> None:
+    pair = (ALICE, BOB)
+    assert alice.ask(cohort(range(1000)), of=align.run, parties=pair) == []
+    for same in (cohort(range(999, -1, -1)), cohort(range(1000), dataset="again"), cohort(range(1000), more=True)):
+        assert "1 alignments" in alice.refuses("psi_per_version", same, of=align.run, parties=pair)
+    assert alice.ask(cohort(range(999)), of=align.run, parties=pair) == []
+
+
 def test_an_alignment_tells_no_statistic_and_is_no_answer_about_rows(alice: Owner) -> None:
     assert alice.ask(cohort(range(1000)), of=align.run, parties=(ALICE, BOB)) == []
     assert alice.ask(cohort(range(999))) == []

@@ -256,9 +256,42 @@ def test_a_second_alignment_of_a_version_with_one_peer_is_refused() -> None:
 
 def test_a_partner_may_not_ask_about_more_ids_than_the_policy_says() -> None:
     few = msgspec.structs.replace(AUTO, psi_max_ids=500)
-    refused(decide(few, ask(psi())), "psi_max_ids", "max_ids = 10000 in the contract, psi_max_ids = 500")
-    allowed(decide(few, ask(psi(max_ids=500))))
+    refused(
+        decide(few, ask(psi())), "psi_max_ids", "max_ids = 10000 in the contract lets a partner ask about 10240, psi"
+    )
+    refused(decide(few, ask(psi(max_ids=449))), "psi_max_ids", "about 512, psi_max_ids = 500")
+    allowed(decide(few, ask(psi(max_ids=448))))
     allowed(decide(AUTO, ask(psi())))
+    counts = stage_ask(align.count, align.Count(max_ids=449), role="host", parties=(ALICE, BOB))
+    refused(decide(few, ask(counts)), "psi_max_ids", "about 512, psi_max_ids = 500")
+
+
+def test_by_kkrt_a_partner_asks_about_as_many_ids_as_there_are_bins() -> None:
+    trusting = msgspec.structs.replace(AUTO, trust_semi_honest=("bob",))
+    refused(decide(trusting, ask(psi(), crash=True)), "psi_max_ids", "ask about 16384, psi_max_ids = 10240")
+    for rules, asked in (
+        (trusting, ask(psi())),
+        (AUTO, ask(psi(), crash=True)),
+        (trusting, ask(psi(psi="ecdh"), crash=True)),
+        (trusting, ask(replace(psi(), parties=(ALICE, BOB, CAROL)), crash=True)),
+        (msgspec.structs.replace(trusting, psi_max_ids=16_384), ask(psi(), crash=True)),
+    ):
+        allowed(decide(rules, asked))
+
+
+def test_kkrt_by_name_is_refused_but_for_one_partner_who_is_trusted_under_the_profile_crash() -> None:
+    trusting = msgspec.structs.replace(AUTO, trust_semi_honest=("bob",), psi_max_ids=16_384)
+    allowed(decide(trusting, ask(psi(psi="kkrt"), crash=True)))
+    others = msgspec.structs.replace(trusting, trust_semi_honest=("carol",))
+    refused(decide(others, ask(psi(psi="kkrt"), crash=True)), "trust_semi_honest", "kkrt")
+    refused(decide(trusting, ask(psi(psi="kkrt"))), "trust_semi_honest", "profile crash")
+    three = replace(psi(psi="kkrt"), parties=(ALICE, BOB, CAROL))
+    refused(decide(trusting, ask(three, crash=True)), "trust_semi_honest", "is for two")
+
+
+def test_a_second_count_is_refused_like_a_second_alignment() -> None:
+    again = stage_ask(align.count, align.Count(), replace(DATA, aligned={BOB: 1}), role="host", parties=(ALICE, BOB))
+    refused(decide(AUTO, ask(again)), "psi_per_version", "1 alignments", "with bob")
 
 
 def test_an_intersection_below_100_must_fail_as_too_small() -> None:

@@ -89,6 +89,7 @@ def ask_of(read: Contract, me: str, find: FindStage, facts: Facts) -> Ask:
         facts.names,
         facts.sandbox_missing,
         facts.memory,
+        read.rules.profile == "crash",
     )
 
 

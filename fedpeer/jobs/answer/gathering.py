@@ -66,7 +66,7 @@ async def gather(
                     snapshot.label,
                     snapshot.source,
                     spent(tx, name, snapshot.source),
-                    answered.aligned(tx, snapshot.version),
+                    answered.aligned(tx, snapshot.version, cohorts.get(name)),
                     answered.nearest(tx, cohorts[name], widest_cell(policy)) if name in cohorts else None,
                     answered.parties(tx, snapshot.version, cohort=cohorts.get(name)),
                 )

@@ -80,10 +80,21 @@ class Stages:
             restarts=job.contract.rules.restarts,
             run_in_thread=self._run_in_thread,
             honest=profile.honest if profile else 1,
+            semi_honest=await self._semi_honest(job, entry),
         )
         job.execution = execution
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
+
+    async def _semi_honest(self, job: Job, entry: StageEntry) -> Sequence[str]:
+        """Whom the contract and the policy of now take to follow the protocol. Another one later ends the stage."""
+        if job.contract.rules.profile != "crash":
+            return ()
+        trusts, peer_of = (await self._store.read(policy.current)).trusts, job.contract.peer_of
+        names = {alias: self._mesh.roster.name_of(peer_of[alias]) for alias in entry.role_of}
+        return [
+            alias for alias, name in names.items() if peer_of[alias] != self._mesh.me and trusts(peer_of[alias], name)
+        ]
 
     async def _start(self, job: Job, entry: StageEntry, declared: Stage) -> None:
         """Whether it may begin with the rows it gets: asked of the policy of now, and kept, before its first byte.

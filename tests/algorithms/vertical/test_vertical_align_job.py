@@ -10,8 +10,9 @@ import trio
 import trio.testing
 
 from fedpeer import artifact
+from fedpeer.algorithms.vertical import align
 from fedpeer.jobs.views import JobView
-from fedpeer.testing.federation import Federation, federation
+from fedpeer.testing.federation import LAX, Federation, federation
 from fedpeer.worker import protocol
 
 NAMES = ["alice", "bob", "carol", "dave"]
@@ -118,3 +119,36 @@ async def test_two_with_other_columns_each_have_their_own_columns_of_the_common_
         assert picked.features == ["age"]
         assert sorted(picked.ids()) == [f"P-{i}" for i in range(4, 9)]
         assert not [body for body in sent if b"smoker" in body or b"sick" in body], "columns of one's own are told"
+
+
+@pytest.mark.parametrize(
+    ("trusting", "profile", "kkrt"),
+    [(("alice", "bob"), "crash", True), (("alice",), "crash", False), (("alice", "bob"), "byz", False)],
+)
+async def test_kkrt_is_used_where_both_policies_trust_the_other_and_the_contract_has_the_profile_crash(
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    trusting: tuple[str, ...],
+    profile: str,
+    kkrt: bool,
+) -> None:
+    used: list[str] = []
+    for name in ("transfer_guest", "transfer_host", "points_guest", "points_host"):
+        whole = getattr(align, name)
+        monkeypatch.setattr(align, name, lambda *a, n=name, whole=whole, **k: (used.append(n), whole(*a, **k))[1])
+    async with federation(tmp_path, ["alice", "bob"]) as peers:
+        for name, patients in (("alice", range(0, 9)), ("bob", range(4, 20))):
+            if name in trusting:
+                other = {"alice": "bob", "bob": "alice"}[name]
+                await peers[name].set_policy(f'trust_semi_honest = ["{other}"]\n{LAX}')
+            path = tmp_path / f"{name}.csv"
+            path.write_text("\n".join(["id,x", *(f"P-{i},1" for i in patients)]) + "\n")
+            await peers[name].daemon.catalog.add("patients", str(path), "id", None)
+        jobs = peers["alice"].daemon.jobs
+        view = await jobs.wait((await jobs.submit(peers.contract(PAIR, rules=f'profile = "{profile}"'))).id)
+        assert view.state == "done", view.error
+        (table,) = [output for output in view.outputs if output.name == "table"]
+        picked = artifact.load("table", peers["alice"].daemon.store.path_of(bytes.fromhex(table.digest)).read_bytes())
+        assert sorted(picked.ids()) == [f"P-{i}" for i in range(4, 9)]
+    assert sorted(used) == (["transfer_guest", "transfer_host"] if kkrt else ["points_guest", "points_host"])
