@@ -171,3 +171,24 @@ def test_hashes_and_streams_are_those_of_the_known_answers(shared: Path) -> None
     for refused in known["refused_public_keys"]:
         with pytest.raises(TrustError):
             DhKey.random().exchange(bytes.fromhex(refused))
+
+
+def test_hashes_of_rows_are_those_of_each_row() -> None:
+    rows = [bytes([n % 251]) * n for n in (0, 1, 127, 128, 129, 255, 256, 300, 70_000)]
+    expected = [crypto.hash_("fp.test", row, key=b"k" * 32, size=48) for row in rows]
+    assert crypto.hash_rows("fp.test", rows, key=b"k" * 32, size=48) == b"".join(expected)
+
+
+def test_the_permutation_is_aes_128_as_in_fips_197() -> None:
+    block, out = bytes.fromhex("00112233445566778899aabbccddeeff"), bytearray(48)
+    crypto.Permutation(bytes(range(16))).into(block * 2, out)
+    assert out[:32].hex() == 2 * "69c4e0d86a7b0430d8cdb78070b4c55a"
+
+
+def test_scalars_and_points_of_the_edwards_curve_add_and_subtract() -> None:
+    a, b = crypto.edwards_scalar(b"a" * 64), crypto.edwards_scalar(b"b" * 64)
+    of_a, of_b = crypto.edwards_base(a), crypto.edwards_base(b)
+    assert crypto.edwards_multiply(a, of_b) == crypto.edwards_multiply(b, of_a)
+    assert crypto.edwards_subtract(crypto.edwards_add(of_a, of_b), of_b) == of_a
+    with pytest.raises(TrustError, match="zero"):
+        crypto.edwards_base(bytes(32))

@@ -69,7 +69,7 @@ def _walk(places: Places, bins: int, steps: Callable[[int], Places]) -> tuple[Pl
         wanted = places[which[homeless], homeless]
         before = held[wanted]
         held[wanted] = homeless  # of several that want one bin, the last has it
-        lost = homeless[held[wanted] != homeless]
-        homeless = np.concatenate([lost, np.unique(before[before >= 0])])
+        won = held[wanted] == homeless
+        homeless = np.concatenate([homeless[~won], before[won & (before >= 0)]])
         which[homeless] = (which[homeless] + steps(len(homeless))) % 3
     return None

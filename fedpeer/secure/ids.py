@@ -151,35 +151,48 @@ def chunks(values: pa.Array, size: int) -> list[Any]:
 
 def ascending(rows: Bytes) -> npt.NDArray[np.int64]:
     """The places of rows of 8 to 16 bytes in the order of their bytes."""
-    high = np.ascontiguousarray(rows[:, :8]).view(">u8").ravel().astype(np.uint64)
-    order = np.argsort(high)
-    sorted_ = high[order]
-    if (sorted_[1:] == sorted_[:-1]).any():
-        low = np.zeros((len(rows), 8), np.uint8)
-        low[:, : rows.shape[1] - 8] = rows[:, 8:]
-        order = np.lexsort([low.view(">u8").ravel(), high])
-    return order.astype(np.int64)
+    first, rest = _keys(rows)
+    order = np.argsort(first)
+    ordered = first[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.lexsort([rest, first])
+    return order.astype(np.int64, copy=False)
 
 
 def are_ascending(rows: Bytes) -> bool:
     """Whether rows of 8 to 16 bytes come in the order of their bytes, and none twice."""
-    high = np.ascontiguousarray(rows[:, :8]).view(">u8").ravel().astype(np.uint64)
-    close = np.flatnonzero(high[1:] <= high[:-1])
-    return all(rows[i].tobytes() < rows[i + 1].tobytes() for i in close[: len(rows)]) if len(close) < 4096 else False
+    first, rest = _keys(rows)
+    less, same = first[:-1] < first[1:], first[:-1] == first[1:]
+    return bool((less | (same & (rest[:-1] < rest[1:]))).all())
 
 
 def places_in(rows: Bytes, wanted: Bytes) -> npt.NDArray[np.int64]:
     """Of each row of `wanted`, its place in `rows`, -1 where it is not there. Rows of `rows` are all different."""
-    kind = pa.binary(rows.shape[1])
-    value_set, values = (
-        pa.FixedSizeBinaryArray.from_buffers(kind, len(each), [None, pa.py_buffer(np.ascontiguousarray(each))])
-        for each in (rows, wanted)
-    )
-    found = pc.index_in(values, value_set=value_set).fill_null(-1)
-    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+    out = np.full(len(wanted), -1, np.int64)
+    if not len(rows) or not len(wanted):
+        return out
+    order, asked = ascending(rows), np.argsort(_keys(wanted)[0])
+    (first, rest), (first_asked, rest_asked) = _keys(rows), _keys(wanted)
+    ordered, sought = first[order], first_asked[asked]
+    begin, end = (np.searchsorted(ordered, sought, side) for side in ("left", "right"))
+    for i in range(int((end - begin).max())):  # as many as begin alike: one, but for a rare accident
+        may = np.flatnonzero(begin + i < end)
+        place, question = order[begin[may] + i], asked[may]
+        same = rest[place] == rest_asked[question]
+        out[question[same]] = place[same]
+    return out
 
 
 def all_different(rows: Bytes) -> bool:
-    kind = pa.binary(rows.shape[1])
-    array = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))])
-    return len(rows) == int(pc.count_distinct(array).as_py())
+    """Whether no two of these rows of 8 bytes or more are equal."""
+    if rows.shape[1] <= 16:
+        return are_ascending(rows[ascending(rows)])
+    return len({row.tobytes() for row in rows}) == len(rows)
+
+
+def _keys(rows: Bytes) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Rows of 8 to 16 bytes as two numbers, of the first eight and of the rest, in the order of the bytes."""
+    both = np.zeros((2, len(rows), 8), np.uint8)
+    both[0], both[1, :, : rows.shape[1] - 8] = rows[:, :8], rows[:, 8:]
+    first, rest = both.view(">u8")[:, :, 0].astype(np.uint64)
+    return first, rest

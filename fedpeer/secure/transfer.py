@@ -46,8 +46,14 @@ POINT_BYTES: Final = 32
 SCALAR_BYTES: Final = 64
 """random bytes of one scalar"""
 TAG_BYTES: Final = 12
-_ROWS: Final = 1 << 13
-"""that are worked on at once: half a megabyte, which stays in the cache"""
+_ROWS: Final = 1 << 12
+"""that are worked on at once: a quarter of a megabyte, which stays in the cache"""
+_WORDS: Final = 64
+"""of each of 64 columns that are transposed at once"""
+_NUMBERS: Final = np.arange(1, 5, dtype=np.uint64)
+_MASKS: Final = {
+    step: np.uint64(sum((1 << step) - 1 << at for at in range(0, 64, 2 * step))) for step in (32, 16, 8, 4, 2, 1)
+}
 
 
 # base transfers
@@ -109,20 +115,23 @@ def _key(session: bytes, offered: bytes, chosen: bytes, i: int, shared: bytes) -
 
 def rows_of(columns: Bytes) -> Words:
     """The bits of 512 columns, shape (512, bins / 8), as rows: shape (bins, 8). Bit i of a row is of column i."""
-    width, size = columns.shape
-    out = np.empty((size, 8, width // 8), np.uint8)
-    eights = columns.reshape(width // 8, 8, size)
-    for at in range(0, size, _ROWS // 8):
-        x = np.ascontiguousarray(eights[:, :, at : at + _ROWS // 8].transpose(2, 0, 1)).view(np.uint64)[:, :, 0]
-        for shift, mask in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
-            swapped = x >> np.uint64(shift)
-            swapped ^= x
-            swapped &= np.uint64(mask)
-            x ^= swapped
-            swapped <<= np.uint64(shift)
-            x ^= swapped
-        out[at : at + _ROWS // 8] = x.view(np.uint8).reshape(-1, width // 8, 8).transpose(0, 2, 1)
-    return out.reshape(size * 8, width // 8).view(np.uint64)
+    whole = columns.view(np.uint64).reshape(WIDTH // 64, 64, -1)
+    out = np.empty((whole.shape[2], 64, WIDTH // 64), np.uint64)
+    for at in range(0, whole.shape[2], _WORDS):
+        part = whole[:, :, at : at + _WORDS]
+        for group in range(WIDTH // 64):
+            square = part[group].copy()
+            for step in (32, 16, 8, 4, 2, 1):
+                pairs = square.reshape(32 // step, 2, step, -1)
+                low, high = pairs[:, 0], pairs[:, 1]
+                swapped = low >> np.uint64(step)
+                swapped ^= high
+                swapped &= _MASKS[step]
+                high ^= swapped
+                swapped <<= np.uint64(step)
+                low ^= swapped
+            out[at : at + _WORDS, :, group] = square.T
+    return out.reshape(-1, WIDTH // 64)
 
 
 def stretched(keys: list[Secret], first: int, count: int) -> Bytes:
@@ -181,11 +190,14 @@ class Function:
 
     def codewords(self, inputs: Words) -> Words:
         """C(h) = π'(h ⊕ 1) ‖ … ‖ π'(h ⊕ 4) of blocks h, shape (n, 2) → (n, 8)."""
-        blocks = np.empty((len(inputs), 4, 2), np.uint64)
-        for j in range(4):
-            blocks[:, j, 0] = inputs[:, 0] ^ np.uint64(j + 1)
-            blocks[:, j, 1] = inputs[:, 1]
-        return _permuted(self._code, blocks).reshape(-1, 8)
+        out = np.empty((len(inputs), 8), np.uint64)
+        for at in range(0, len(inputs), _ROWS):
+            part = inputs[at : at + _ROWS]
+            blocks = np.empty((len(part), 4, 2), np.uint64)
+            blocks[:, :, 0] = part[:, :1] ^ _NUMBERS
+            blocks[:, :, 1] = part[:, 1:]
+            out[at : at + _ROWS] = _permuted(self._code, blocks).reshape(-1, 8)
+        return out
 
     def tags(self, rows: Words, bins: npt.NDArray[Any], index: npt.NDArray[Any] | int) -> Bytes:
         """The first 96 bits of the hash of each row for its bin and which of the three bins of its input that is.
@@ -193,17 +205,27 @@ class Function:
         For x1 ‖ … ‖ x4 and τ = (bin, index): a = x1 ⊕ … ⊕ x4, b = π(a) ⊕ x2, c = π(b) ⊕ x3, d = π(c) ⊕ x4, e = π(d),
         and the hash is π(e ⊕ τ) ⊕ e. Shape (n, 12).
         """
+        out = np.empty((len(rows), TAG_BYTES), np.uint8)
+        index = np.broadcast_to(np.asarray(index), bins.shape)
+        for at in range(0, len(rows), _ROWS):
+            part = slice(at, at + _ROWS)
+            out[part] = self._tags(rows[part], bins[part], index[part])
+        return out
+
+    def _tags(self, rows: Words, bins: npt.NDArray[Any], index: npt.NDArray[Any]) -> Bytes:
         x = rows.reshape(-1, 4, 2)
-        state = x[:, 0] ^ x[:, 1] ^ x[:, 2] ^ x[:, 3]
+        state = x[:, 0] ^ x[:, 1]
+        state ^= x[:, 2]
+        state ^= x[:, 3]
         for j in (1, 2, 3):
             state = _permuted(self._hash, state)
             state ^= x[:, j]
         e = _permuted(self._hash, state)
         state[:, 0] = e[:, 0] ^ bins.astype(np.uint64)
-        state[:, 1] = e[:, 1] ^ np.asarray(index).astype(np.uint64)
+        state[:, 1] = e[:, 1] ^ index.astype(np.uint64)
         hashed = _permuted(self._hash, state)
         hashed ^= e
-        return np.ascontiguousarray(hashed.view(np.uint8).reshape(-1, AES_BYTES)[:, :TAG_BYTES])
+        return hashed.view(np.uint8).reshape(-1, AES_BYTES)[:, :TAG_BYTES]
 
     def tags_of(self, q: Words, s: Secret, inputs: Words, places: npt.NDArray[np.int64], first: int, k: int) -> Bytes:
         """The sender's tags: of inputs, shape (n, 2), for their bins `places`; q is of the bins from `first` on."""
@@ -213,7 +235,7 @@ class Function:
             rows = self.codewords(inputs[part])
             rows &= secret
             rows ^= q[places[part] - first]
-            out[part] = self.tags(rows, places[part], k)
+            out[part] = self._tags(rows, places[part], np.broadcast_to(k, len(rows)))
         return out
 
 
