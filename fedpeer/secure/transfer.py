@@ -12,8 +12,8 @@ Rules
 * Semi-honest, as it stands: a receiver that flips a bit of U for an input that it knows to be common reads a bit of s
   from the answer, and with s it can test every input offline. Where that matters it is not used (secure/psi.py is).
 * Points are checked before they are used: with a small-order part in the offer a choice would show its bit.
-* One s meets one U: who repeats a step with other bytes draws another s (Peers.random sees to it).
-* No branch and no address depends on a bit of s.
+* One s meets one U: a daemon gives a repeated step the same message or none.
+* Both points of a choice are computed, whatever its bit is.
 * Everything is keyed by the session. The row hash takes bin and index as a tweak, so that equal rows do not show.
 * The hash is taken to be tweakable correlation-robust; argued in the ideal-permutation model for AES, and not a
   theorem for an input of 512 bits, which is first folded into one of 128 through the permutation.

@@ -345,6 +345,48 @@ async def test_installed_workers_compute_what_the_stage_computes_in_one_process(
         assert finished.outputs == [(name, artifact.dump(output)) for name, output in outputs if output is not None]
 
 
+@pytest.mark.parametrize("trust", [True, False])
+async def test_two_installed_workers_align_their_ids_inside_their_sandbox(trust: bool) -> None:
+    count = 20_000 if trust else 700
+    ids = {"alice": [f"é-{i}" for i in range(count)], "bob": [f"é-{i}" for i in range(count // 2, 2 * count)]}
+    roles, done = [("alice", "guest"), ("bob", "host")], {}
+    mail = {alias: trio.open_memory_channel[ask.Send](100) for alias in ids}
+
+    async def serve(alias: str, other: str) -> None:
+        table = Table(pa.table({"id": pa.array(ids[alias], pa.string())}), id="id")
+        start = ask.Start(
+            "vertical.align:run",
+            b'{"max_ids":40000}',
+            alias,
+            roles,
+            bytes([len(alias)]) * 32,
+            None,
+            [("table", *artifact.dump(table))],
+            semi_honest=[other] if trust else [],
+        )
+        async with worker_of(start, command=COMMAND) as worker:
+            while alias not in done:
+                match await worker.next():
+                    case ask.Send() as sent:
+                        buffers = [memoryview(bytes(buffer)) for buffer in sent.buffers]
+                        await mail[other][0].send(ask.Send(sent.to, sent.tag, sent.header, buffers))
+                    case ask.Receive(_, tag):
+                        sent = await mail[alias][1].receive()
+                        assert sent.tag == tag
+                        await worker.answer(ask.Value(sent.header, sent.buffers))
+                    case ask.Done() as end:
+                        done[alias] = artifact.load("rows", end.outputs[0][1][1])
+                    case ask.Failed() as failed:
+                        raise AssertionError(failed)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, "alice", "bob")
+        nursery.start_soon(serve, "bob", "alice")
+    found = {alias: [ids[alias][i] for i in done[alias].index] for alias in ids}  # type: ignore[attr-defined]
+    assert found["alice"] == found["bob"]
+    assert sorted(found["alice"]) == sorted(ids["alice"][count // 2 :])
+
+
 async def next_to_answer(worker: WorkerProcess) -> ask.Request:
     """The next request that waits for an answer, or the last word."""
     while True:
