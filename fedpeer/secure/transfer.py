@@ -234,7 +234,7 @@ class Function:
             part = slice(at, at + _ROWS)
             rows = self.codewords(inputs[part])
             rows &= secret
-            rows ^= q[places[part] - first]
+            rows ^= q.take(places[part] - first, axis=0)
             out[part] = self._tags(rows, places[part], np.broadcast_to(k, len(rows)))
         return out
 

@@ -209,17 +209,17 @@ async def transfer_guest(peers: Peers, opening: Opening, hashed: Digests) -> Mas
         part = held[first : first + BINS]
         inputs = np.frombuffer(peers.random.bytes(16 * len(part)), np.uint64).reshape(-1, 2).copy()
         full = np.flatnonzero(part >= 0)
-        inputs[full] = hashed.blocks[part[full]]
+        inputs[full] = hashed.blocks.take(part[full], axis=0)
         u, t0 = transfer.masked(keys, first, function.codewords(inputs))
         await peers.send(host, "rows", u)
-        tags = function.tags(t0[full], first + full, which[part[full]])
+        tags = function.tags(t0.take(full, axis=0), first + full, which[part[full]])
         kept["tags"] = np.concatenate([kept["tags"], tags])
         peers.progress(turn + 1, turns + 1)
     common, found = np.zeros(len(hashed.names), bool), held[held >= 0]
     for k in range(3):
         theirs = from_(host, transfer.check_list, await peers.receive(host, "list"), opening.sizes[host])
         mine = which[found] == k
-        common[found[mine]] = ids.places_in(theirs, kept["tags"][mine]) >= 0
+        common[found[mine]] = ids.places_in(theirs, kept["tags"].compress(mine, axis=0)) >= 0
     return common
 
 
@@ -242,13 +242,13 @@ async def transfer_host(peers: Peers, opening: Opening, hashed: Digests) -> None
         q = transfer.unmasked(keys, s, first, u)
         for k in range(3):
             here = np.flatnonzero((places[k] >= first) & (places[k] < first + many))
-            tags = function.tags_of(q, s, hashed.blocks[here], places[k][here], first, k)
+            tags = function.tags_of(q, s, hashed.blocks.take(here, axis=0), places[k][here], first, k)
             kept[str(k)] = np.concatenate([kept[str(k)], tags])
         peers.progress(turn + 1, turns + 1)
     for k in range(3):
         filling = peers.random.bytes((size - len(hashed.names)) * transfer.TAG_BYTES)
         tags = np.concatenate([kept[str(k)], np.frombuffer(filling, np.uint8).reshape(-1, transfer.TAG_BYTES)])
-        await peers.send(guest, "list", tags[ids.ascending(tags)])
+        await peers.send(guest, "list", tags.take(ids.ascending(tags), axis=0))
 
 
 # what was received
