@@ -210,16 +210,24 @@ class Aggregation:
                 terms.stall_s,
                 terms.prg,
             )
-            driver = self._drivers[root] = _Driver(self, contract, root, parties, numbers, terms)
+            driver = _Driver(self, contract, root, parties, numbers, terms)
 
             def begin(tx: Transaction) -> None:
                 tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?, ?)", row)
                 self.open(tx, contract, parties)
+                tx.after_commit(partial(self._begun, driver))
 
             await self.store.write(begin)
-            assert self._nursery is not None, "sums begin when run() has started"
-            self._nursery.start_soon(driver.run)
+        if root not in self._drivers:
+            raise LocalProtocolError("a sum of a contract whose scope was closed meanwhile")
         return self._drivers[root]
+
+    def _begun(self, driver: _Driver) -> None:
+        """Its scope is open: from now on it is driven, by one driver."""
+        if driver.root not in self._drivers:
+            assert self._nursery is not None, "sums begin when run() has started"
+            self._drivers[driver.root] = driver
+            self._nursery.start_soon(driver.run)
 
 
 class _Driver:

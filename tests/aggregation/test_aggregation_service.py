@@ -971,6 +971,24 @@ async def test_a_sum_in_a_scope_that_is_not_open_is_an_error(
     assert await together(daemons, work) == [None] * 3
 
 
+async def test_a_sum_whose_scope_could_not_be_opened_can_be_asked_for_again(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemons = await introduced(home, network, *NAMES[:3])
+    alice = daemons[0]
+
+    async def work(daemon: Daemon) -> list[int]:
+        if daemon is alice:
+            with monkeypatch.context() as fault:
+                fault.setattr(alice.mesh, "open_scope", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    await alice.sum(daemons)
+        with trio.fail_after(60):
+            return (await daemon.sum(daemons)).values.tolist()
+
+    assert await together(daemons, work) == [expected(daemons)] * 3
+
+
 async def test_a_file_of_ours_that_a_contributor_names_as_its_own_is_added_to_nothing(
     home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
