@@ -362,8 +362,9 @@ class _Driver:
     async def _watch(self) -> None:
         with suppress(LocalProtocolError):  # the scope was closed
             while True:
-                await self._mesh.changed(self.root)
-                self.ring()
+                change = self._mesh.changed(self.root)
+                self.ring()  # what came before this moment is looked at, too
+                await change
 
     def _refuses(self, record: Record) -> bool:
         """Of what is over nothing is taken, of what is not known only so much that what is known still has room."""

@@ -29,7 +29,7 @@ from sums_cast import (
 from fedpeer.aggregation import ahead, party, service, slices, vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import Signed, parse, sign
-from fedpeer.aggregation.request import Total
+from fedpeer.aggregation.request import Terms, Total
 from fedpeer.aggregation.seat import Seat, Step
 from fedpeer.aggregation.service import KIND, _slot, root_of
 from fedpeer.aggregation.work import Add
@@ -987,6 +987,31 @@ async def test_a_sum_whose_scope_could_not_be_opened_can_be_asked_for_again(
             return (await daemon.sum(daemons)).values.tolist()
 
     assert await together(daemons, work) == [expected(daemons)] * 3
+
+
+async def test_what_comes_while_a_driver_begins_is_looked_at_without_another_message(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    alice, *_ = daemons = await introduced(home, network, *NAMES[:3])
+    ids = [daemon.id for daemon in daemons]
+    root, changed, told = root_of(CONTRACT, ids), alice.mesh.changed, []
+
+    def comes_first(scope: bytes) -> Any:
+        """Between the first look of the driver and the first moment from which it would be woken."""
+        if not told:
+            told.append(sign(alice.identity.signing, bytes(32), "READY", 0, ["fit", 1, 0], *[HISTORY] * 3))
+            alice.store.write_now(lambda tx: alice.mesh.publish(tx, root, KIND, _slot(told[0]), told[0].raw))
+        return changed(scope)
+
+    alice.mesh.changed = comes_first  # type: ignore[method-assign]
+
+    async def work() -> None:
+        driver = await alice.aggregation._driver(CONTRACT, ids, Terms("byz", 3, STALL_S))
+        await trio.sleep(10)
+        assert told
+        assert driver._position == len(told)
+
+    await alice.live(work)
 
 
 async def test_a_file_of_ours_that_a_contributor_names_as_its_own_is_added_to_nothing(
