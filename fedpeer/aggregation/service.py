@@ -55,6 +55,7 @@ from fedpeer.errors import (
 )
 from fedpeer.events import Events
 from fedpeer.identity import Card, Identity
+from fedpeer.mesh import blobs
 from fedpeer.mesh.records import MAX_RECORDS, Record
 from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Schema, Store, Transaction
@@ -509,11 +510,15 @@ class _Driver:
                 return await self._fetch(work.sum_hash, work.nbytes, work.holders, slices.sum_hash)
 
     async def _fetch(self, digest: bytes, nbytes: int, holders: Sequence[int], digest_of: Callable[..., bytes]) -> bool:
-        """Others choose these digests: a file of ours is taken for one only if it has it in this very place."""
+        """Others choose these digests: a file of ours is taken for one only if it has it in this very place.
+
+        And only if it is offered here: what another contract holds under the same name goes with that contract.
+        """
         path = self._store.path_of(digest)
+        offered = await self._store.read(lambda tx: blobs.offered(tx, self.root, digest))
 
         def is_ours() -> bool:
-            return path.exists() and digest_of(path.read_bytes()) == digest
+            return offered and path.exists() and digest_of(path.read_bytes()) == digest
 
         if not await self._aggregation.run_in_thread(is_ours):
             peers = [self.parties[party] for party in holders if party != self._me]

@@ -317,6 +317,28 @@ async def test_who_was_left_out_gets_the_total_when_it_is_back(
         assert total.values.tolist() == expected(here)
 
 
+async def test_a_total_among_the_files_of_another_contract_is_not_relied_on_for_it_goes_with_that_contract(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    """Two contracts over the same rows have the same total."""
+    alice, bob, _ = daemons = await introduced(home, network, *NAMES[:3])
+    ids, total = [daemon.id for daemon in daemons], bytes(3072)
+    root, name = root_of(CONTRACT, ids), slices.sum_hash(total)
+    for daemon in (alice, bob):
+        daemon.store.put_file_now(total, name)
+    bob.store.write_now(lambda tx: bob.mesh.files.offer(tx, root, name, len(total)))
+
+    async def work(daemon: Daemon) -> None:
+        if daemon is alice:
+            driver = await alice.aggregation._driver(CONTRACT, ids, Terms("byz", 3, STALL_S))
+            await driver._fetch(name, len(total), [1], slices.sum_hash)
+            alice.store.claimed(name)
+            alice.store.remove_file(name)  # the other contract is over
+            assert driver.read(name) == total
+
+    assert await together(daemons, work) == [None] * 3
+
+
 # what is left behind
 
 
