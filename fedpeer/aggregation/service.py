@@ -37,7 +37,7 @@ from fedpeer.aggregation.messages import Signed, SumName, parse
 from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.request import Request, Terms, Total
-from fedpeer.aggregation.seat import Ask, Ended, Setting, Step
+from fedpeer.aggregation.seat import Ask, Ended, Setting, Step, Waits
 from fedpeer.aggregation.vectors import Vector
 from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, Work, perform
 from fedpeer.crypto import Aead, Buffer, hash_, random_bytes
@@ -119,9 +119,18 @@ class Aggregation:
             task_status.started()
             await trio.sleep_forever()
 
-    async def sum(self, contract: bytes, parties: Sequence[str], terms: Terms, request: Request) -> Total:
+    async def sum(
+        self,
+        contract: bytes,
+        parties: Sequence[str],
+        terms: Terms,
+        request: Request,
+        *,
+        waits: Callable[[Sequence[str], float], None] = lambda _names, _left_s: None,
+    ) -> Total:
         """The sum of the vectors of those `parties` (peer ids, this one among them) that survive, mod 2^24.
 
+        `waits` is told once if it takes longer than usual: the names of whom it lacks, and the seconds until it ends.
         Raises SumError (fewer than three parties; noise, lost, or waited for too long, naming the parties),
         NotDeterministic (asked before with another vector).
         """
@@ -130,7 +139,7 @@ class Aggregation:
             lambda: hash_("fp.sa1.asked", request.history, request.params, np.ascontiguousarray(request.vector).data)
         )
         await self.store.write(lambda tx: _ask_once(tx, contract, request, asked))
-        return await driver.sum(request)
+        return await driver.sum(request, waits)
 
     async def agree(self, contract: bytes, parties: Sequence[str], stage: str, turn: int, k: int, mine: bytes) -> bytes:
         """One party's bytes for all (aggregation.agreed)."""
@@ -258,10 +267,11 @@ class _Driver:
         self._vectors: dict[SumName, Vector] = {}
         self._paths: dict[bytes, Path] = {}
         self._ended: dict[SumName, Ended] = {}
+        self._waits: dict[SumName, Waits] = {}
         self._told = trio.Event()
         self._broken: SumError | None = None
 
-    async def sum(self, request: Request) -> Total:
+    async def sum(self, request: Request, waits: Callable[[Sequence[str], float], None]) -> Total:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
         if self._numbers.n * ((1 << request.bits) - 1) >= 1 << WIDTH:
             raise SumError(f"{self._numbers.n} values of {request.bits} bits do not fit into {WIDTH}: a sum would wrap")
@@ -289,9 +299,12 @@ class _Driver:
             while (ended := self._ended.get(request.name)) is None:
                 if self._broken is not None:
                     raise self._broken
+                if (waiting := self._waits.pop(request.name, None)) is not None:
+                    waits(self._list(waiting.parties), waiting.left_s)
                 await self._told.wait()
         finally:
             self._vectors.pop(request.name, None)
+            self._waits.pop(request.name, None)
         if ended.status != "SUM":
             raise self._failure(request, ended)
         path = self._path(ended.sum_hash)
@@ -319,7 +332,10 @@ class _Driver:
         return BelowQuorum("; ".join([f"{what} waited {self._stall_s:.0f} s: too few participants answered", *why]))
 
     def _names(self, parties: Collection[int]) -> str:
-        return ", ".join(self._mesh.roster.name_of(self.parties[party]) for party in sorted(parties))
+        return ", ".join(self._list(parties))
+
+    def _list(self, parties: Collection[int]) -> list[str]:
+        return [self._mesh.roster.name_of(self.parties[party]) for party in sorted(parties)]
 
     # the loop
 
@@ -432,7 +448,9 @@ class _Driver:
             nursery.start_soon(self._do, work)
         for ended in step.ended:
             self._ended[ended.name] = ended
-        if step.ended:
+        for waiting in step.waits:
+            self._waits[waiting.name] = waiting
+        if step.ended or step.waits:
             self._tell()
         if step.again:
             self._position = 0
