@@ -771,11 +771,14 @@ def test_the_picture_has_a_word_for_what_the_sum_is_at_and_names_who_is_left_out
 
     view = job_view("running")
     view.stages[0].state = "running"
-    view.stages[0].sums = sums_view(turn=4, survivors=["clinic"], left_out={"bank": [2, 4]})
+    waits = {"waits_for": ["shop\x1b"], "waits_until": "2026-01-01T01:00:00Z"}
+    view.stages[0].sums = sums_view(turn=4, survivors=["clinic"], left_out={"bank": [2, 4]}, **waits)
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(screen._picture(msgspec.to_builtins(view), {"fit": screen.SUM_STEPS["opened"]}))
     said = console.export_text()
     assert "sum of 1 of 4  taking the masks off" in said
+    for told in (said, screen.job(msgspec.to_builtins(view))):
+        assert "waits for shop\ufffd until 2026-01-01T01:00:00Z" in told
     assert "fit: left out of the sums 3 turns in a row: bank�[2J" in said
 
 

@@ -206,11 +206,15 @@ class _Together:
     """Sums and agreed values of one stage, among those who have a role in it."""
 
     def __init__(self, aggregation: Aggregation, job: Job, parties: Sequence[str], *, aes: bool) -> None:
-        self._aggregation, self._contract, self._parties = aggregation, job.id, list(parties)
+        self._aggregation, self._job, self._parties = aggregation, job, list(parties)
         self._terms = replace(job.contract.rules.terms, prg="aegis256" if aes else "chacha20")
 
     async def sum(self, request: Request) -> Total:
-        return await self._aggregation.sum(self._contract, self._parties, self._terms, request)
+        def waits(names: Sequence[str], left_s: float) -> None:
+            place = {"stage": request.stage, "turn": request.turn, "k": request.k}
+            self._job.say("waits", {**place, "for": list(names), "until": self._job.time(left_s)})
+
+        return await self._aggregation.sum(self._job.id, self._parties, self._terms, request, waits=waits)
 
     async def agree(self, stage_id: str, turn: int, k: int, mine: bytes) -> bytes:
-        return await self._aggregation.agree(self._contract, self._parties, stage_id, turn, k, mine)
+        return await self._aggregation.agree(self._job.id, self._parties, stage_id, turn, k, mine)
