@@ -21,7 +21,7 @@ import pyarrow as pa
 from fedpeer.algorithms.horizontal.statistics import numbers
 from fedpeer.errors import DataError
 from fedpeer.peers import Peers
-from fedpeer.secure import exact
+from fedpeer.secure import cells, exact
 from fedpeer.stage import Model, Params, Report, Sum, Table, at_least, stage
 
 Floats = npt.NDArray[np.float64]
@@ -184,49 +184,57 @@ async def predict(peers: Peers, params: Params, model: Model, table: Table) -> d
     return {"scores": Table(pa.table({name: pa.array(ids, pa.string()), "score": pa.array(score)}), id=name)}
 
 
+class Evaluate(Params, frozen=True):
+    min_cell: Annotated[int, msgspec.Meta(ge=1)] = 10
+    """What a participant adds to any count is 0 or at least so many rows."""
+
+
 @stage(
-    version=1,
+    version=2,
+    params=Evaluate,
     roles={"member": at_least(3)},
     inputs={"model": Model, "table": Table},
     outputs={"report": Report},
     messages={
         "scores": Sum(
             "of the model on the rows of all participants together: counts of rows by score (4096 cells) and label, "
-            "how many are right and wrong at 0.5, and the sum of the losses; reported are AUC, accuracy, log loss and "
-            "these counts"
+            "and the sum of the losses; reported are AUC, accuracy, log loss and how many are right and wrong. What a "
+            "participant adds to a cell is 0 or at least min_cell rows: groups of neighbours count in one cell"
         ),
     },
 )
-async def evaluate(peers: Peers, params: Params, model: Model, table: Table) -> dict[str, Any]:
-    """How well a model does on labelled rows of all participants, as on one table.
+async def evaluate(peers: Peers, params: Evaluate, model: Model, table: Table) -> dict[str, Any]:
+    """How well a model does on labelled rows of all participants, nearly as on one table.
 
     ```
     turn    who    what                                                     shape
     -       all    rows by cell of their score, one line per label          2 × 4096 integers
-                   rows by label and predicted label (score above 0.5)      2 × 2 integers
                    exact sum of the log losses                              46 integers
     ```
-    Cells are of equal width in m / (1 + |m|), m the log odds. Rows of one cell count as ties, so that the AUC is off by
-    at most `auc_error` = half the pairs of both labels in one cell; the other numbers are those of the pooled rows.
-    `auc` is None when all rows have one label.
+    Cells are of equal width in m / (1 + |m|), m the log odds. At each participant the rows of a label count in groups
+    of `min_cell` that follow each other by score, each group in the cell of its middle row (secure/cells.py); of a
+    label with fewer rows none are counted, and their losses neither. So a participant tells at most one cell for every
+    `min_cell` of its rows. AUC, accuracy and `counts` (at 0.5) are those of the rows in these places: a participant's
+    right and wrong ones of a label are off by less than min_cell. Rows of one cell count as ties; half the pairs of
+    both labels in one cell are `auc_error`. The log loss is exact. `auc` is None when all rows have one label.
     """
     y = _labels(table)
     margin = _margins(model, table)
-    cell = np.minimum(((1 + margin / (1 + np.abs(margin))) / 2 * CELLS).astype(np.int64), CELLS - 1)
-    label, guess = y.astype(np.int64), (margin > 0).astype(np.int64)
+    cell = np.maximum(np.ceil((1 + margin / (1 + np.abs(margin))) / 2 * CELLS).astype(np.int64) - 1, 0)
+    enough = [bool(np.count_nonzero(y == label) >= params.min_cell) for label in (0, 1)]
+    counted = np.where(y == 1, enough[1], enough[0])
     total = await peers.sum(
         "scores",
         {
-            "cells": np.bincount(label * CELLS + cell, minlength=2 * CELLS).reshape(2, CELLS),
-            "guesses": np.bincount(2 * label + guess, minlength=4).reshape(2, 2),
-            "losses": exact.sum_limbs(_losses(margin, y)),
+            "cells": np.stack([cells.grouped(cell[y == label], CELLS, params.min_cell) for label in (0, 1)]),
+            "losses": exact.sum_limbs(_losses(margin, y)[counted]),
         },
     )
     negative, positive = total["cells"]
-    (tn, fp), (fn, tp) = total["guesses"].tolist()
+    (tn, fp), (fn, tp) = total["cells"].reshape(2, 2, CELLS // 2).sum(axis=2).tolist()
     rows, pairs = tn + fp + fn + tp, (tn + fp) * (fn + tp)
     if rows == 0:
-        raise DataError("no participant has a row to evaluate on")
+        raise DataError(f"no participant has {params.min_cell} rows of one label to evaluate on")
     below = np.cumsum(negative) - negative
     won, tied = int((positive * below).sum()), int((positive * negative).sum())
     report = {
