@@ -81,7 +81,7 @@ def test_it_is_agreed_when_all_have_approved() -> None:
         heard.answers[peer] = YES
     assert lifecycle.agreed(CONTRACT, heard)
     assert judge(heard) is None
-    heard.answers[PEERS[2]] = Answer(False, "dataset", ())
+    heard.answers[PEERS[2]] = Answer(False, "contract", ())
     assert not lifecycle.agreed(CONTRACT, heard)
 
 
@@ -105,7 +105,7 @@ ENDS = [
      "waited for north"),
     ("not answered, within the skew", Heard(), None, LATE - 1, None, None, ""),
     ("refused", Heard(answers={PEERS[1]: Answer(False, "dataset", ())}), None, EARLY, Event.FAIL, JobError,
-     "south has no dataset"),
+     "south cannot run this contract"),
     ("refused for what is not known", Heard(answers={PEERS[1]: Answer(False, "x", ())}), None, EARLY, Event.FAIL,
      JobError, "newer release"),
     ("aborted", Heard(aborts={PEERS[2]: Abort("worker_crashed", "killed")}), None, EARLY, Event.FAIL, WorkerCrashed,
