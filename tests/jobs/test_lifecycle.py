@@ -104,7 +104,7 @@ ENDS = [
     ("not answered, late", Heard(answers=dict.fromkeys(PEERS[1:], YES)), None, LATE, Event.FAIL, JobError,
      "waited for north"),
     ("not answered, within the skew", Heard(), None, LATE - 1, None, None, ""),
-    ("refused", Heard(answers={PEERS[1]: Answer(False, "dataset", ())}), None, EARLY, Event.FAIL, JobError,
+    ("refused", Heard(answers={PEERS[1]: Answer(False, "contract", ())}), None, EARLY, Event.FAIL, JobError,
      "south cannot run this contract"),
     ("refused for what is not known", Heard(answers={PEERS[1]: Answer(False, "x", ())}), None, EARLY, Event.FAIL,
      JobError, "newer release"),

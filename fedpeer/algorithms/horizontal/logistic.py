@@ -38,13 +38,24 @@ FLAT = 1e-14
 class Fit(Params, frozen=True):
     reg_lambda: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.01
     """Strength of the L2 penalty, relative to the mean loss of a row. 0: none, and no optimum for separable classes."""
-    max_iter: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+    max_iter: Annotated[int, msgspec.Meta(ge=1, le=100)] = 25
+    """Turns at most. Each opens other sums of the same rows, so there are no more than training can need."""
     tol: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-8
     """Training ends when no partial derivative of the objective is larger."""
 
 
+def _opened(params: Fit, n_features: int) -> int:
+    """What the policy counts for each row: weights, or numbers that a turn opens for each value of a row, if more.
+
+    A turn opens (d + 1) + (d + 1)(d + 2) / 2 numbers, and a row has d + 1 values, its label among them. So it is d + 1
+    from two features on: what one turn says of the rows is fewer numbers than those they fit, for each that they have.
+    Mean and scale are moments of all rows, not fitted.
+    """
+    return max(n_features + 1, math.ceil((n_features + 4) / 2))
+
+
 @stage(
-    version=1,
+    version=2,
     params=Fit,
     roles={"member": at_least(3)},
     inputs={"table": Table},
@@ -60,7 +71,7 @@ class Fit(Params, frozen=True):
             "gradient, and their Hessian (d + 1 by d + 1, symmetric)"
         ),
     },
-    parameters=lambda params, n_features: n_features + 1,  # mean and scale are moments of all rows, not fitted
+    parameters=_opened,
 )
 async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     """Train one model on the rows of all participants; all get the same bytes.
@@ -78,6 +89,11 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     Each peer's part is scaled by a power of two so that it fits the fixed point of a sum whatever the data: with
     Σz² ≤ n per feature no entry exceeds n. What is summed differs from the true sum by at most 2^-52·n a peer. The
     shared state comes from totals by + - * / and square roots alone, hence the own Cholesky and no BLAS.
+
+    What is opened: in a turn d / 2 + 2 numbers for each value of a row, which the policy's parameters for each row
+    bound (at 0.33 they are about a sixth of the values of one owner's rows at most). All turns together may open more
+    numbers than the rows have values; they are sums over other weights, and a participant that lies in a sum can
+    choose these. Nothing but noise would bound what can be computed from them.
 
     Source: Boyd and Vandenberghe, Convex Optimization, 2004, section 9.5 (damped Newton, backtracking line search).
     """

@@ -301,7 +301,19 @@ def test_text_and_no_features_at_all_are_refused_by_name():
         run_stage(fit, Fit(), [{"table": Table(pa.table({"y": [0.0, 1.0]}), label="y")}] * 3)
 
 
-@pytest.mark.parametrize("bad", [{"reg_lambda": -1}, {"max_iter": 0}, {"tol": 0}, {"lambda": 1}])
+@pytest.mark.parametrize("d", [1, 2, 3, 30])
+def test_what_a_turn_opens_for_each_value_of_a_row_is_counted_as_its_parameters(d: int):
+    x, y = np.random.default_rng(1).normal(size=(90, d)), np.arange(90) % 2
+    run = run_stage(fit, Fit(max_iter=1), dealt(3, x, y))
+    (total,) = [total for total in run.totals.values() if "hessian" in total]
+    opened = total["gradient"].size + total["hessian"].size
+    assert fit.parameters is not None
+    counted = fit.parameters(Fit(), d)
+    assert opened / (d + 1) <= counted, "a row has d + 1 values"
+    assert d + 1 <= counted <= opened
+
+
+@pytest.mark.parametrize("bad", [{"reg_lambda": -1}, {"max_iter": 0}, {"max_iter": 101}, {"tol": 0}, {"lambda": 1}])
 def test_parameters_out_of_bounds_are_refused(bad: dict[str, float]):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(bad, Fit)
