@@ -26,7 +26,8 @@ holds its rows as a matrix says so (`memory`): what cannot fit in a worker is re
 `messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
 gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
 and agreed values and no send: it cannot show one peer's numbers to another even by mistake. A total over few rows
-shows those rows: sum counts first, and values only of groups that are large enough (ten rows is a common bound).
+shows those rows, and whoever reads a total can take its own part out. So each participant's part has no small cells:
+secure/cells.py makes it so, with a parameter `min_cell`, which a stage that reports sums without noise must have.
 
 Testing it takes about 20 lines (`fedpeer.testing.stages`; see tests/algorithms/horizontal/test_horizontal_logistic.py):
 

@@ -27,7 +27,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from fedpeer.governance.policy import BOUNDS, Do, Policy, Rule, matches, stricter
-from fedpeer.stage import Model, Params, Rows, Stage, Sum, is_own
+from fedpeer.stage import Model, Params, Report, Rows, Stage, Sum, is_own
 
 Verdict = Literal["refused", "ask", "auto"]
 
@@ -402,6 +402,9 @@ def _of_params(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Iterat
             if value is not None:
                 holds = value >= bounds[bound] if at_least else value <= bounds[bound]
                 yield make(bound, holds, f"{name} = {value} in the contract, {bound} = {bounds[bound]}")
+    reports = stage.sums and stage.cost is None and Report in stage.stage.outputs.values()
+    if reports and bounds["min_cell"] > 1 and not any(hasattr(stage.params, name) for name in CELLS):
+        yield make("min_cell", False, f"{stage.run} reports sums, and has no parameter min_cell that bounds its cells")
 
 
 def _of_size(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Finding:

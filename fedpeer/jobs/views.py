@@ -312,6 +312,8 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
             _mine(view).state, _mine(view).reason, view.asks = "refused", facts["why"], None
         case "agreed":
             view.state = step(State(view.state), Event.AGREE)
+        case "stage_refused":
+            _mine(view).reason = f"but does not begin stage {facts['stage']!r}: {facts['why']}"
         case "stage_started" if stage is not None:
             stage.state = "running"
             if view.state == State.AGREED:

@@ -3,7 +3,8 @@
 Rules
 * Responsible for the way from inputs to outputs: snapshots and outputs of earlier stages go in; outputs are files of
   the store, and their rows, the stage's end and the loss of its checkpoint are one commit.
-* No stage begins before the policy of now has seen the rows that it gets; what may not begin ends the job.
+* No stage begins before the policy of now has seen the rows that it gets; what may not begin ends the job, for the
+  others not before `answer_s` have passed: when it ends does not tell why. Our own log has it at once.
 * What the participants of a stage decide together is asked of the aggregation, in their names only.
 """
 
@@ -16,22 +17,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from fedpeer import artifact
 from fedpeer.aggregation.request import Request, Total
 from fedpeer.aggregation.service import Aggregation
-from fedpeer.errors import JobError, PolicyError
+from fedpeer.errors import DataError, JobError, PolicyError
 from fedpeer.governance import answered, approvals, budget, passport, policy
 from fedpeer.governance.answered import Cohort
 from fedpeer.governance.decision import Ask
 from fedpeer.jobs import archive, checkpoint, contract
 from fedpeer.jobs.answer import asking
+from fedpeer.jobs.answer.review import utc
+from fedpeer.jobs.answer.service import LOOK_S
 from fedpeer.jobs.cohorts import Source, cohorts_of
 from fedpeer.jobs.contract import DATASET, StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker
-from fedpeer.jobs.job.service import Job
+from fedpeer.jobs.job.service import Job, seconds_of
 from fedpeer.mesh.service import Mesh
 from fedpeer.stage import Model, Report, Stage
 from fedpeer.store import RunInThread, Store, Transaction
+
+REFUSED = "stage_refused"
+"""The line of a job's log that says why a stage may not begin here, and until when nobody else reads so."""
 
 
 class Stages:
@@ -56,7 +64,7 @@ class Stages:
             return
         declared = self._stage(entry.run)
         if next(view for view in job.view.stages if view.id == entry.id).state == "waiting":
-            await self._start(job, entry, declared)
+            await self._begin(job, entry, declared)
         role_of, peer_of = entry.role_of, job.contract.peer_of
         profile = contract.sums_of(job.contract, entry, self._stage)
         execution = Execution(
@@ -85,11 +93,32 @@ class Stages:
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
         await self._keep_outputs(job, entry, outputs, history)
 
+    async def _begin(self, job: Job, entry: StageEntry, declared: Stage) -> None:
+        """Start it, or end the job because it may not begin: at a fixed time, kept, so that no restart changes it.
+
+        Raises PolicyError.
+        """
+        lines = await self._store.read(lambda tx: archive.logged(tx, job.id))
+        told = next((facts for _, event, facts in lines if (event, facts.get("stage")) == (REFUSED, entry.id)), None)
+        if told is None:
+            try:
+                await self._start(job, entry, declared)
+                return
+            except (PolicyError, DataError) as error:
+                until = _seconds(job) + job.contract.rules.answer_s
+                told = {"stage": entry.id, "why": error.message, "until": utc(until)}
+            await job.write(lambda tx: None, (REFUSED, told))
+        until = seconds_of(datetime.fromisoformat(told["until"]))
+        while (left := until - _seconds(job)) > 0:
+            with trio.move_on_after(min(left, LOOK_S)):
+                await self._mesh.changed(job.id)
+        raise PolicyError(told["why"], hint="fedpeer policy show")
+
     async def _start(self, job: Job, entry: StageEntry, declared: Stage) -> None:
         """Whether it may begin with the rows it gets: asked of the policy of now, and kept, before its first byte.
 
         What these rows are, that they count as answered from now on, and what it costs of the privacy budget, is one
-        commit. Raises PolicyError.
+        commit. Raises PolicyError, DataError.
         """
         cohorts: Sequence[Cohort] = ()
         if declared.messages:
@@ -104,7 +133,7 @@ class Stages:
             findings = answered.check_cohort(tx, policy.current(tx), ask, stage, cohorts, job.time())
             if failed := [finding.text for finding in findings if not finding.holds]:
                 why = f"stage {entry.id!r}: {'; '.join(failed)}"
-                raise PolicyError(why[: approvals.MAX_WHY], hint="fedpeer policy show")
+                raise PolicyError(why[: approvals.MAX_WHY])
             due = budget.of_stage(job.id, stage, ask.me)
             budget.charge(tx, due, policy.current(tx), job.time(), self._mesh.roster.name_of)
 
@@ -200,6 +229,10 @@ class Stages:
         finally:
             for output in kept:
                 self._store.claimed(output.digest)
+
+
+def _seconds(job: Job) -> int:
+    return seconds_of(datetime.fromisoformat(job.time()))
 
 
 class _Together:
