@@ -295,6 +295,17 @@ class Chance:
         """`size` integers uniform in [low, high), at most 2^63 apart; without bias."""
         return self.generator().integers(low, high, size=size, dtype=np.int64)
 
+    def below(self, bound: int, size: int) -> list[int]:
+        """`size` integers uniform in [0, bound), of any length; without bias, and good for masks and keys."""
+        bits = (bound - 1).bit_length()
+        width = max(-(-bits // 8), 1)
+        found: list[int] = []
+        while len(found) < size:  # what is too large is drawn again, less than every second one
+            raw = self.bytes(width * (size - len(found)))
+            drawn = (int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width))
+            found += [value for value in (one & ((1 << bits) - 1) for one in drawn) if value < bound]
+        return found
+
     def permutation(self, n: int) -> npt.NDArray[np.int64]:
         """A uniform order of 0 … n-1."""
         keys = np.frombuffer(self.bytes(16 * n), dtype="<u8").reshape(2, n)

@@ -44,8 +44,8 @@ from fedpeer.peers import (
 )
 from fedpeer.secure import fixedpoint
 from fedpeer.worker import protocol, sandbox
-from fedpeer.worker.children import end_with, map_forked
 from fedpeer.worker.connection import Connection
+from fedpeer.worker.pool import end_with, map_forked
 
 SOCKET: Final = 0
 
