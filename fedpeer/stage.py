@@ -286,6 +286,8 @@ class Stage:
     """params → (epsilon, delta) of one run, None without noise; not part of the declaration."""
     extra: str = ""
     """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
+    keys: Collection[str] = ()
+    """roles whose holders have a Paillier key each, of so many bits as the parameter `key_bits` says: see Peers.keys"""
 
     @property
     def name(self) -> str:
@@ -312,6 +314,7 @@ class Stage:
                     [tag, m.kind, *(getattr(m, f) for f in m.__dataclass_fields__)]
                     for tag, m in sorted(self.messages.items())
                 ],
+                *([sorted(self.keys)] if self.keys else []),
             ]
         )
 
@@ -354,6 +357,7 @@ def stage(
     parameters: Callable[[Any, int], int] | None = None,
     cost: Callable[[Any], tuple[float, float] | None] | None = None,
     extra: str = "",
+    keys: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
 
@@ -373,8 +377,20 @@ def stage(
                 raise TypeError(f"{where}: {port!r} is not a Table, Rows, Model or Report")
         if extra and extra not in EXTRAS:
             raise TypeError(f"{where}: there is no extra {extra!r}")
+        if not set(keys) <= set(roles) or (keys and "key_bits" not in params.__struct_fields__):
+            raise TypeError(f"{where}: keys are of roles, and their length is the parameter key_bits")
         return Stage(
-            function, version, params, dict(roles), dict(inputs), dict(outputs), dict(messages), parameters, cost, extra
+            function,
+            version,
+            params,
+            dict(roles),
+            dict(inputs),
+            dict(outputs),
+            dict(messages),
+            parameters,
+            cost,
+            extra,
+            tuple(keys),
         )
 
     return declare

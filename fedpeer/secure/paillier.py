@@ -135,6 +135,24 @@ def _decrypt(ciphertexts: Sequence[int], p: int, q: int) -> list[int]:
     return [(power - 1) // p * scale % p for power in powers]
 
 
+def private_key(primes: bytes) -> PrivateKey:
+    """Of p and q, big-endian, one after the other. Raises TrustError."""
+    half = len(primes) // 2
+    return PrivateKey(int.from_bytes(primes[:half], "big"), int.from_bytes(primes[half:], "big"))
+
+
+def own_key(peers: Peers) -> PrivateKey:
+    """This participant's key in its stage, which declares one for its role."""
+    if peers.keys.own is None:
+        raise LocalProtocolError(f"the role {peers.role!r} has no Paillier key in this stage")
+    return private_key(peers.keys.own.reveal())
+
+
+def key_of(peers: Peers, alias: str) -> PublicKey:
+    """The key of a participant whose role has one."""
+    return PublicKey(peers.keys.moduli[alias])
+
+
 # certificates
 
 
