@@ -15,7 +15,7 @@ def chance(number: int) -> Chance:
 def test_integers_below_a_bound_are_below_it_and_as_many_as_asked(bound: int) -> None:
     drawn = chance(bound.bit_length()).below(bound, 500)
     assert len(drawn) == 500
-    assert 0 <= min(drawn)
+    assert min(drawn) >= 0
     assert max(drawn) < bound
     assert max(drawn) >= bound // 2
     assert chance(bound.bit_length()).below(bound, 0) == []

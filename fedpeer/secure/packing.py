@@ -121,9 +121,9 @@ def readable(ciphertexts: Ciphertexts, slots: Slots, stranger: Stranger, random:
     if slots != Slots.read(ciphertexts.public, slots.width):
         raise LocalProtocolError("slots that are not those of numbers to be read")
     packed = slots.pack_encrypted(ciphertexts)
-    used = [slots.count] * (len(packed) - 1) + [len(ciphertexts) - slots.count * (len(packed) - 1)]
     filling = []
-    for count in used:
+    for start in range(0, len(ciphertexts), slots.count):
+        count = min(slots.count, len(ciphertexts) - start)
         free = slots.public.bits - FREE_READ - slots.width * count
         filling.append(random.below(1 << free, 1)[0] << (slots.width * count))
     return packed + stranger.encrypt(filling, random)

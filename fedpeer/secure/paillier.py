@@ -306,7 +306,7 @@ class Stranger:
 def _encrypt(values: Sequence[int], noise: residues.Split, m: int, rest: int) -> list[int]:
     """(1 + n·value)·noise modulo m², n = m·rest: the plaintext is added to the noise's t."""
     x, t = noise
-    return residues.join(x, [a + rest * value for a, value in zip(t, values, strict=True)], m)
+    return residues.join(x, [a + rest * int(value) for a, value in zip(t, values, strict=True)], m)
 
 
 # on all cores

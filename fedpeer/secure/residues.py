@@ -157,7 +157,7 @@ def signed_digits(row: Sequence[int]) -> tuple[int, list[Index]]:
 
     The width is the one that costs least: a product for each element, and two for each bucket, of each digit.
     """
-    low, high = min(row), max(row)
+    low, high = min(row, default=0), max(row, default=0)
 
     def bias(width: int) -> tuple[int, int]:
         """How many digits it takes, and what makes all of them positive."""
@@ -205,6 +205,8 @@ class Noise:
 
     def draw(self, count: int, random: Chance) -> Split:
         """`count` independent draws as x (long) and t, to be joined; what is added to t is a plaintext."""
+        if not count:
+            return [], []
         if not len(self._x):
             units = [self._unit(random) for _ in range(count)]
             return [gmpy2.powmod(unit, self._m, self._m**2) for unit in units], [ONE * 0] * count

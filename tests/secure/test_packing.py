@@ -70,6 +70,15 @@ def test_packing_under_encryption_is_packing() -> None:
     assert PRIVATE.decrypt(packed) == [plaintext % N for plaintext in slots.pack(values)]
 
 
+def test_nothing_is_packed_into_nothing() -> None:
+    nothing, slots = encrypted([]), Slots.read(PRIVATE.public, 74)
+    assert slots.pack([]) == slots.unpack([], 0) == []
+    assert len(readable(nothing, slots, STRANGER, chance())) == 0
+    assert masked(nothing, Slots.masked(PRIVATE.public, 74), STRANGER, chance())[1] == []
+    with pytest.raises(LocalProtocolError, match="1 numbers were wanted of plaintexts with 0"):
+        slots.unpack([], 1)
+
+
 # masked
 
 

@@ -324,6 +324,18 @@ def test_a_matrix_times_a_vector_is_that_of_the_plaintexts(some: tuple[list[int]
     assert plain(ciphertexts.multiply(wide)) == [sum(a * b for a, b in zip(row, values, strict=True)) for row in wide]
 
 
+def test_a_vector_may_be_empty(owner: Owner, stranger: Stranger) -> None:
+    for by in (owner, stranger, Owner(key(), chance(), 0)):
+        empty = by.encrypt([], chance())
+        assert len(empty) == len(empty + empty) == len(empty - empty) == len(empty.prefix_sums()) == 0
+        assert len(Ciphertexts.from_array(key().public, empty.to_array(), 0)) == 0
+        assert plain(empty.sums(np.zeros(0, np.int64), 2)) == plain(empty.multiply([[], []])) == [0, 0]
+
+
+def test_integers_of_numpy_are_integers(owner: Owner) -> None:
+    assert plain(owner.encrypt(np.array([2**62, -7]), chance())) == [2**62, -7]
+
+
 def test_what_does_not_fit_is_refused(some: tuple[list[int], Ciphertexts]) -> None:
     _, ciphertexts = some
     foreign = Ciphertexts(key(2048, 1).public, ciphertexts.values)
