@@ -1,10 +1,10 @@
 """Paillier of 2048 bits on one core: fedpeer's beside FATE's Rust (fate_utils) and HEU's ZPaillier, in the same run.
 
-The sides alternate; the medians of CPU time count, in µs of an operation; ratios are the other's time over ours. An
-addition is of two ciphertexts; an operation of a matrix product is one row and feature of an 8 × 512 matrix of numbers
-of 20 bits behind the point (FATE: of floats, as its regression does; also of integers, which are faster there). Ours
-counts all that a product takes, the inversion of the vector too. Encryption is by the key's owner, with noise of 96
-bases for each prime. What is made once is told apart: tables of that noise.
+The sides alternate, one right after the other; medians count, of CPU time in µs of an operation and of its ratios, the
+other's time over ours. An addition is of two ciphertexts; an operation of a matrix product is one row and feature of an
+8 × 512 matrix of signed numbers with 20 bits behind the point (FATE: of floats, as its regression does; "integers" are
+faster there). Ours is all that a product takes, the split of the vector too. Encryption is by the key's owner, with
+noise of 96 bases for each prime. The tables of that noise, made once, are told apart.
 
 Beside it the floor, what the multiplications alone take, timed in the same run: one product modulo n² for an addition;
 a short one for each base and prime for an encryption; for a matrix a short one for each digit and number, and two long
@@ -37,7 +37,7 @@ from fedpeer.peers import Chance
 from fedpeer.secure import residues
 from fedpeer.secure.paillier import OWNER_BASES, OWNER_TABLE_FROM, Ciphertexts, Owner, PrivateKey
 
-ROUNDS = 5
+ROUNDS = 9
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ROOT / "tests" / "vectors" / "paillier.txt"
 ENCRYPTIONS = 1024
@@ -152,27 +152,25 @@ def main() -> int:
         except subprocess.CalledProcessError:
             print(f"bench: {name} cannot be installed here; its cases are not run", file=sys.stderr)
     ours = Ours()
-    mine, floors, theirs = (defaultdict[str, list[float]](list) for _ in range(3))
+    runs: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for _ in range(ROUNDS):
-        for case in ("encrypt", "add", "matmul"):
-            mine[case].append(ours.run(case))
-            floors[case].append(ours.floors.measure(case))
-            for name, (work, other, asked) in CASES.items():
-                if work == case and other in others:
-                    theirs[name].append(others[other].run(asked))
+        for name, (work, other, asked) in CASES.items():
+            if other in others:
+                runs[name].append((ours.run(work), others[other].run(asked), ours.floors.measure(work)))
     for process in others.values():
         process.close()
     print(f"paillier: 2048 bits, one core, µs of CPU an operation, medians of {ROUNDS} alternated runs;")
     print(f"tables of an owner's noise, once a key: {ours.table_seconds:.1f} s")
     print(f"{'':>32} {'fedpeer':>9} {'other':>9} {'ratio':>7} {'floor':>7}")
     cases: list[dict[str, Any]] = []
-    for name, (work, _, _) in CASES.items():
-        if name not in theirs:
+    for name in CASES:
+        if name not in runs:
             print(f"{name:>32} not run")
             continue
-        us, peer, floor = (statistics.median(runs) * 1e6 for runs in (mine[work], theirs[name], floors[work]))
-        print(f"{name:>32} {us:>9.2f} {peer:>9.2f} {peer / us:>7.2f} {floor:>7.2f}", flush=True)
-        figures = {"ours": us, "peer": peer, "ratio": peer / us, "floor": floor}
+        us, peer, floor = (statistics.median(side) * 1e6 for side in zip(*runs[name], strict=True))
+        ratio = statistics.median(there / here for here, there, _ in runs[name])
+        print(f"{name:>32} {us:>9.2f} {peer:>9.2f} {ratio:>7.2f} {floor:>7.2f}", flush=True)
+        figures = {"ours": us, "peer": peer, "ratio": ratio, "floor": floor}
         cases.append({"case": name, **{key: round(value, 3) for key, value in figures.items()}})
     if options.json:
         print(json.dumps({"bench": "paillier", "cases": cases}))

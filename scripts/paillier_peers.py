@@ -16,6 +16,7 @@ import numpy as np
 
 BITS = 2048
 COUNT = 256
+ENCRYPTED = 64
 ROWS = 512
 COLUMNS = 8
 SCALE = 1 << 20
@@ -50,9 +51,9 @@ def fate() -> Callable[[str], float]:
         kind = "integers" if case.endswith("integers") else "floats"
         (encode, decode, vector, matrix), (whole, first, second) = codecs[kind], encrypted[kind]
         if case.startswith("encrypt"):
-            encoded = encode(vector[:COUNT].copy())
-            seconds, found = timed(lambda: public.encrypt_encoded(encoded, True), COUNT)
-            wanted = vector[:COUNT]
+            encoded = encode(vector[:ENCRYPTED].copy())
+            seconds, found = timed(lambda: public.encrypt_encoded(encoded, True), ENCRYPTED)
+            wanted = vector[:ENCRYPTED]
         elif case.startswith("add"):
             seconds, found = timed(lambda: first.add(public, second), COUNT, 20)
             wanted = vector[:COUNT] + vector[COUNT:]
