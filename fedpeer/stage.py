@@ -20,12 +20,14 @@ that this role does not produce is None). It may await nothing but methods of `p
 differential privacy is drawn by secure/dp.py, whose rules say where it has to lie.
 
 A stage that returns a model says how many numbers it fits (`parameters`), and one that adds noise what it costs
-(`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say.
+(`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say. One that
+holds its rows as a matrix says so (`memory`): what cannot fit in a worker is refused then, too.
 
 `messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
 gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
 and agreed values and no send: it cannot show one peer's numbers to another even by mistake. A total over few rows
-shows those rows: sum counts first, and values only of groups that are large enough (ten rows is a common bound).
+shows those rows, and whoever reads a total can take its own part out. So each participant's part has no small cells:
+secure/cells.py makes it so, with a parameter `min_cell`, which a stage that reports sums without noise must have.
 
 Testing it takes about 20 lines (`fedpeer.testing.stages`; see tests/algorithms/horizontal/test_horizontal_logistic.py):
 
@@ -284,6 +286,9 @@ class Stage:
     """(params, n_features) → how many numbers its model fits to the rows; not part of the declaration."""
     cost: Callable[[Any], tuple[float, float] | None] | None = None
     """params → (epsilon, delta) of one run, None without noise; not part of the declaration."""
+    memory: Callable[[Any, int, int], int] | None = None
+    """(params, rows, n_features) → bytes that a worker takes for it beside its inputs, at least; not part of the
+    declaration."""
     extra: str = ""
     """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
     keys: Collection[str] = ()
@@ -356,6 +361,7 @@ def stage(
     params: type[Params] = Params,
     parameters: Callable[[Any, int], int] | None = None,
     cost: Callable[[Any], tuple[float, float] | None] | None = None,
+    memory: Callable[[Any, int, int], int] | None = None,
     extra: str = "",
     keys: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Stage]:
@@ -389,6 +395,7 @@ def stage(
             dict(messages),
             parameters,
             cost,
+            memory,
             extra,
             tuple(keys),
         )

@@ -15,8 +15,9 @@ Rules
 * What is remembered is of this peer's own rows, never leaves it, and is written before the first byte that tells of
   them. A run that is repeated after a crash is the same run, and does not count against itself.
 * Two keys are the same by accident with probability 2^-64 for each pair of rows.
-* At most `MAX_ROWS` rows in a table and `MAX_ANSWERS` different tables are remembered; beyond it nothing is answered,
-  for it could not be told from what was.
+* At most `MAX_ROWS` rows in a table and `MAX_ANSWERS` different tables of a dataset are remembered. When there are so
+  many, those of which nothing was answered for a year (the time that a budget is for) make room; if none did, nothing
+  new is answered, for it could not be told from what was. An operator may forget them all, which the audit shows.
 
 Source: differencing attacks as in Denning, Denning and Schwartz, The tracker: a threat to statistical database
 security, ACM TODS 4(1), 1979.
@@ -27,6 +28,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,8 @@ Keys = npt.NDArray[np.uint64]
 
 MAX_ROWS = 10_000_000
 MAX_ANSWERS = 1000
+"""tables of a dataset"""
+YEAR = timedelta(days=365)
 
 SCHEMA = Schema(
     "answered",
@@ -208,10 +212,13 @@ def check_cohort(
     real = [_now(tx, policy, facts[cohort.dataset], cohort, cohorts, run, stage) for cohort in cohorts]
     rest = facts.keys() - {cohort.dataset for cohort in cohorts}
     findings = check_stage(policy, ask, replace(stage, datasets=(*real, *(facts[name] for name in sorted(rest)))))
-    kept = 0 if stage.aligns else tx.one("SELECT count(*) FROM answered_table")[0]
-    if kept >= MAX_ANSWERS and any(_known(tx, cohort) is None for cohort in cohorts):
-        text = f"{kept} tables are remembered, and no more can be"
-        findings = (*findings, Finding("no_row_differencing", stage.id, False, text))
+    for cohort in () if stage.aligns else cohorts:
+        if not _has_room(tx, cohort, time):
+            text = (
+                f"{MAX_ANSWERS} tables of {cohort.dataset!r} are remembered, and no more can be until nothing was "
+                f"answered of one for a year (fedpeer budget show {cohort.dataset})"
+            )
+            findings = (*findings, Finding("no_row_differencing", stage.id, False, text))
     if all(finding.holds for finding in findings):
         _remember(tx, run, ask, stage, cohorts, time)
     return findings
@@ -256,6 +263,39 @@ def _remember(
         tx.execute(
             "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*run, _keep(tx, cohort), *told)
         )
+
+
+def remembered(tx: Transaction, dataset: str) -> int:
+    """How many tables of a dataset are remembered; at most MAX_ANSWERS."""
+    (count,) = tx.one("SELECT count(*) FROM answered_table WHERE dataset = ?", (dataset,))
+    return int(count)
+
+
+def forget(tx: Transaction, dataset: str, before: str = "~") -> int:
+    """How many tables of a dataset are forgotten now: of which nothing was answered since `before` (ISO 8601), or all.
+
+    From now on an answer may differ from one of theirs in a few rows. Alignments are counted on.
+    """
+    kept = remembered(tx, dataset)
+    tx.execute(
+        "DELETE FROM answered_run WHERE number IN (SELECT number FROM answered_run JOIN answered_table USING (number)"
+        " WHERE dataset = ? GROUP BY number HAVING max(time) < ?)",
+        (dataset, before),
+    )
+    for of_parts in ("part_of IS NOT NULL", "number NOT IN (SELECT part_of FROM answered_table WHERE part_of > 0)"):
+        tx.execute(
+            f"DELETE FROM answered_table WHERE dataset = ? AND {of_parts} AND number NOT IN"  # noqa: S608
+            " (SELECT number FROM answered_run)",
+            (dataset,),
+        )
+    return kept - remembered(tx, dataset)
+
+
+def _has_room(tx: Transaction, cohort: Cohort, time: str) -> bool:
+    """Whether a table can be remembered, after those of long ago made room if they must."""
+    if _known(tx, cohort) is not None or remembered(tx, cohort.dataset) < MAX_ANSWERS:
+        return True
+    return forget(tx, cohort.dataset, (datetime.fromisoformat(time) - YEAR).isoformat()) > 0
 
 
 # in the store

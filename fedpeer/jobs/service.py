@@ -49,7 +49,7 @@ from fedpeer.events import Events
 from fedpeer.governance import answered, approvals, audit, budget, heads, passport, policy
 from fedpeer.governance.approvals import who
 from fedpeer.jobs import archive, checkpoint, contract, keyring, lifecycle
-from fedpeer.jobs.answer.service import Answers, Refused
+from fedpeer.jobs.answer.service import Answers
 from fedpeer.jobs.approvals.service import Approvals
 from fedpeer.jobs.contract import Contract
 from fedpeer.jobs.dryrun.service import DryRuns, DryRunView
@@ -130,7 +130,7 @@ class Jobs:
         )
         self._dry_runs = DryRuns(catalog, start_worker=start_worker, run_in_thread=run_in_thread, find=find)
         self._stages = Stages(
-            mesh, aggregation, store, self._files, start_worker=start_worker, run_in_thread=run_in_thread, find=find
+            mesh, aggregation, store, start_worker=start_worker, run_in_thread=run_in_thread, find=find
         )
         self.models = Models(
             lambda contract_id: self._jobs[contract_id].view,
@@ -233,10 +233,7 @@ class Jobs:
             now=self._seconds(),
             nonce=random_bytes(contract.NONCE_BYTES),
         )
-        try:
-            await self._answers.check(read)
-        except Refused as refused:
-            raise refused.error from None
+        await self._answers.check(read)
         return read
 
     async def _proposed(self, record: Record) -> None:

@@ -28,14 +28,19 @@ pytestmark = pytest.mark.system  # a minute of whole federations
 NOT_ALLOWED, CANNOT = "alice does not allow it", "alice cannot run this contract: another release"
 
 
+class Cells(Params, frozen=True):
+    min_cell: int = 10
+
+
 @stage(
     version=1,
+    params=Cells,
     roles={"member": at_least(3)},
     inputs={"table": Table},
     outputs={"report": Report},
     messages={"rows": Sum("the rows of all, one after the other")},
 )
-async def steal(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+async def steal(peers: Peers, params: Cells, table: Table) -> dict[str, Any]:
     total = await peers.sum("rows", table.matrix()[:3])
     return {"report": Report({"rows": total["values"].tolist()})}
 

@@ -71,6 +71,7 @@ class Owner:
         parties: tuple[str, ...] = (ALICE, BOB, CAROL),
         contract: int | None = None,
         stage: str = "look",
+        time: str = "2026-06-01",
     ) -> list[Finding]:
         """What fails; [] when it was answered. A `contract` is a new one each time, if none is given."""
         self.runs += 1
@@ -83,7 +84,7 @@ class Owner:
         asked = StageAsk(stage, of.name, of, params, "member", parties, datasets)
         others = tuple(peer for peer in parties if peer != ALICE)
         ask = Ask(f"{number:064x}", ALICE, BOB, others, "", NOW, len(parties), (asked,), 0)
-        findings = self.store.write_now(lambda tx: check_cohort(tx, self.policy, ask, asked, cohorts, "2026-06-01"))
+        findings = self.store.write_now(lambda tx: check_cohort(tx, self.policy, ask, asked, cohorts, time))
         return [finding for finding in findings if not finding.holds]
 
     def refuses(self, rule: str, *cohorts: Cohort, **more: Any) -> str:
@@ -246,8 +247,42 @@ def test_more_rows_or_more_answers_than_can_be_remembered_are_refused(
         cohort(range(1001))
     assert alice.ask(cohort(range(1000))) == []
     assert alice.ask(cohort(range(500))) == []
-    assert "2 tables are remembered" in alice.refuses("no_row_differencing", cohort(range(700)))
+    text = alice.refuses("no_row_differencing", cohort(range(700)))
+    assert "2 tables of 'patients' are remembered" in text
+    assert "fedpeer budget show patients" in text
     assert alice.ask(cohort(range(500))) == []  # this one is remembered
+    assert alice.ask(cohort(range(5000, 6000), "others")) == []  # of another dataset
+
+
+def test_what_was_answered_over_a_year_ago_makes_room_only_when_it_must(
+    alice: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answered, "MAX_ANSWERS", 3)
+    assert alice.ask(cohort(range(1000)), time="2025-01-01") == []
+    assert alice.ask(cohort(range(500)), time="2025-01-01") == []  # kept as a part of the first
+    alice.refuses("no_row_differencing", cohort(range(999)), time="2026-02-01")  # old, but there is room for both
+    assert alice.ask(cohort(range(2000, 3000)), time="2025-09-01") == []
+    alice.refuses("no_row_differencing", cohort(range(4000, 5000)), time="2025-12-31")
+    assert alice.ask(cohort(range(4000, 5000)), time="2026-02-01") == []
+    assert alice.store.write_now(lambda tx: answered.remembered(tx, "patients")) == 2
+    alice.refuses("no_row_differencing", cohort(range(2000, 2999)), time="2026-02-01")  # younger than a year
+
+
+def test_what_was_answered_lately_of_an_old_table_keeps_it(alice: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answered, "MAX_ANSWERS", 1)
+    assert alice.ask(cohort(range(1000)), time="2025-01-01") == []
+    assert alice.ask(cohort(range(1000)), time="2026-01-01") == []
+    alice.refuses("no_row_differencing", cohort(range(2000, 3000)), time="2026-02-01")
+
+
+def test_what_an_operator_forgets_is_all_of_one_dataset_and_nothing_else(alice: Owner) -> None:
+    assert alice.ask(cohort(range(1000))) == []
+    assert alice.ask(cohort(range(500))) == []
+    assert alice.ask(cohort(range(5000, 6000), "others")) == []
+    assert alice.store.write_now(lambda tx: answered.forget(tx, "patients")) == 2
+    assert alice.store.write_now(lambda tx: tx.one("SELECT count(DISTINCT number) FROM answered_piece")) == (1,)
+    assert alice.ask(cohort(range(999))) == []
+    alice.refuses("no_row_differencing", cohort(range(5000, 5999), "others"))
 
 
 # what really goes in
