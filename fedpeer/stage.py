@@ -291,6 +291,8 @@ class Stage:
     declaration."""
     extra: str = ""
     """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
+    keys: Collection[str] = ()
+    """roles whose holders have a Paillier key each, of so many bits as the parameter `key_bits` says: see Peers.keys"""
 
     @property
     def name(self) -> str:
@@ -317,6 +319,7 @@ class Stage:
                     [tag, m.kind, *(getattr(m, f) for f in m.__dataclass_fields__)]
                     for tag, m in sorted(self.messages.items())
                 ],
+                *([sorted(self.keys)] if self.keys else []),
             ]
         )
 
@@ -360,6 +363,7 @@ def stage(
     cost: Callable[[Any], tuple[float, float] | None] | None = None,
     memory: Callable[[Any, int, int], int] | None = None,
     extra: str = "",
+    keys: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
 
@@ -379,6 +383,8 @@ def stage(
                 raise TypeError(f"{where}: {port!r} is not a Table, Rows, Model or Report")
         if extra and extra not in EXTRAS:
             raise TypeError(f"{where}: there is no extra {extra!r}")
+        if not set(keys) <= set(roles) or (keys and "key_bits" not in params.__struct_fields__):
+            raise TypeError(f"{where}: keys are of roles, and their length is the parameter key_bits")
         return Stage(
             function,
             version,
@@ -391,6 +397,7 @@ def stage(
             cost,
             memory,
             extra,
+            tuple(keys),
         )
 
     return declare

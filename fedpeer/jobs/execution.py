@@ -36,8 +36,9 @@ from fedpeer.errors import (
     by_code,
 )
 from fedpeer.governance.gate import Gate
-from fedpeer.jobs import checkpoint
+from fedpeer.jobs import checkpoint, keyring
 from fedpeer.jobs.checkpoint import Kept
+from fedpeer.peers import Keys
 from fedpeer.secure import fixedpoint
 from fedpeer.stage import KINDS, Stage, Sum
 from fedpeer.store import INLINE_BYTES, RunInThread, Store, Transaction
@@ -87,7 +88,7 @@ class Execution:
     `params`: canonical JSON; `roles`: alias → role of all who take part, in the contract's order; `peer_of`: alias →
     peer id; `chance`: gives the 32-byte key of chance of a stage's first start; `say`: tells the operator;
     `run_in_thread`: for work on values of more than INLINE_BYTES, during which the event loop goes on; `honest`:
-    so many contributors of every sum do not pool what they see.
+    so many contributors of every sum do not pool what they see; `keys`: the Paillier keys that the stage declares.
     """
 
     def __init__(
@@ -108,13 +109,14 @@ class Execution:
         restarts: int,
         run_in_thread: RunInThread,
         honest: int = 1,
+        keys: Keys | None = None,
         chance: Callable[[], bytes] = lambda: random_bytes(32),
     ) -> None:
         self.contract, self.stage_id, self.stage, self.params = contract, stage_id, stage, params
         self.roles, self.peer_of, self.me = dict(roles), dict(peer_of), me
         self.store, self.mesh, self.together, self.start_worker = store, mesh, together, start_worker
         self.say, self.restarts, self.chance = say, restarts, chance
-        self.run_in_thread, self.honest = run_in_thread, honest
+        self.run_in_thread, self.honest, self.keys = run_in_thread, honest, keys or Keys()
         self.gate = Gate(stage, self.roles, me)
         self.declaration = stage.declaration_hash()
         self.turn = self.k = self.common = 0
@@ -165,6 +167,8 @@ class Execution:
                 resume=resume,
                 inputs=list(inputs),
                 honest=self.honest,
+                own_key=self.keys.own.reveal() if self.keys.own else b"",
+                moduli=[(alias, keyring.as_bytes(n)) for alias, n in self.keys.moduli.items()],
             )
         )
         try:

@@ -48,7 +48,7 @@ from fedpeer.errors import (
 from fedpeer.events import Events
 from fedpeer.governance import answered, approvals, audit, budget, heads, passport, policy
 from fedpeer.governance.approvals import who
-from fedpeer.jobs import archive, checkpoint, contract, lifecycle
+from fedpeer.jobs import archive, checkpoint, contract, keyring, lifecycle
 from fedpeer.jobs.answer.service import Answers
 from fedpeer.jobs.approvals.service import Approvals
 from fedpeer.jobs.contract import Contract
@@ -92,7 +92,7 @@ GOVERNANCE = (
 class Jobs:
     """All jobs of this daemon."""
 
-    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, *GOVERNANCE]
+    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, keyring.SCHEMA, *GOVERNANCE]
 
     def __init__(
         self,
@@ -429,6 +429,7 @@ class Jobs:
                 self._mesh.publish(tx, job.id, lifecycle.ABORT, "", codec.encode(lifecycle.abort_of(error)))
             self._mesh.publish(tx, job.id, lifecycle.ENDED, "", codec.encode(ended))
             passport.gather(tx, job.id, self._roster.card_text)
+            keyring.drop(tx, job.id)
             return checkpoint.drop(tx, job.id), archive.unpin_snapshots(tx, job.id)
 
         with trio.CancelScope(shield=True):  # nothing else runs for it any more; one commit, and the files after it

@@ -50,7 +50,8 @@ class CoroutineWorker:
         self._dead = False
         start = through(start, protocol.Start, files=True)
         self._stage = find(start.stage)
-        self._peers = Peers(self, start.me, dict(start.roles), start.chance, _resume(start.resume), start.honest)
+        resume, keys = _resume(start.resume), main.keys_of(start)
+        self._peers = Peers(self, start.me, dict(start.roles), start.chance, resume, start.honest, keys)
         self._start = start
         self._coroutine: Coroutine[Request, Any, Any] | None = None
 

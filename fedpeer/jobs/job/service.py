@@ -66,6 +66,8 @@ class Job:
         self.complete = False  # we say "done", and cannot abort any more
         self.failure: FedpeerError | None = None  # what ended it here
         self.execution: Execution | None = None  # the stage that runs
+        self.awaits = ""
+        """the peer whose key the next stage waits for"""
         self.gone: set[str] = set()  # peers whose end we do not wait for any more
         self.verdict: Verdict | None = None
         self.agreed = trio.Event()
@@ -129,7 +131,8 @@ class Job:
         """Without whom this peer does not go on. Sums are not meant: they go on without some, or end by themselves."""
         if self.is_complete():
             return [peer for peer in self.contract.peers if peer not in self.hear().dones]
-        return [self.execution.waits_for] if self.execution is not None and self.execution.waits_for else []
+        awaited = (self.awaits, self.execution.waits_for if self.execution is not None else "")
+        return [peer for peer in awaited if peer]
 
     def judge(self) -> None:
         """Look at all that is known; at the job's end stop everything that runs for it."""

@@ -34,6 +34,7 @@ from fedpeer.jobs.cohorts import Source, cohorts_of
 from fedpeer.jobs.contract import DATASET, StageEntry
 from fedpeer.jobs.execution import Execution, Outputs, StartWorker
 from fedpeer.jobs.job.service import Job, seconds_of
+from fedpeer.jobs.keys.service import KeyRing
 from fedpeer.mesh.service import Mesh
 from fedpeer.stage import Model, Report, Stage
 from fedpeer.store import RunInThread, Store, Transaction
@@ -57,6 +58,7 @@ class Stages:
     ) -> None:
         self._mesh, self._aggregation, self._store = mesh, aggregation, store
         self._start_worker, self._run_in_thread, self._stage = start_worker, run_in_thread, find
+        self._keys = KeyRing(mesh, store, run_in_thread)
 
     async def run(self, job: Job, entry: StageEntry) -> None:
         """Run a stage to its end, unless it has ended here already. Raises what it fails with."""
@@ -67,6 +69,7 @@ class Stages:
             await self._begin(job, entry, declared)
         role_of, peer_of = entry.role_of, job.contract.peer_of
         profile = contract.sums_of(job.contract, entry, self._stage)
+        keys = await self._keys.of(job, entry, declared)
         execution = Execution(
             job.id,
             entry.id,
@@ -88,6 +91,7 @@ class Stages:
             restarts=job.contract.rules.restarts,
             run_in_thread=self._run_in_thread,
             honest=profile.honest if profile else 1,
+            keys=keys,
         )
         job.execution = execution
         outputs, history = await execution.run(await self._inputs(job, entry, declared))
