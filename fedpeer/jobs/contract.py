@@ -332,7 +332,7 @@ def _read_toml(text: str) -> _Written:
     try:
         tree = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ContractError(f"not TOML: {error}") from None
+        raise ContractError(f"the contract is not TOML: {error}") from None
     _known_keys(tree, _Written, "the contract")
     if tree.get("version") != 1:
         raise ContractError("this release reads contracts of version 1", hint="the first line is: version = 1")

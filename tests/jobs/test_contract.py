@@ -270,8 +270,8 @@ ERRORS = [
     ("restarts = 1", "stall_s = 99999999999999999999999999", "stall_s", ""),
     ("restarts = 1", "stall_s = 31622401", "stall_s", ""),
     ("restarts = 1", "stall_s = 31622400", "", None),
-    ("[[stage]]", "[stage]", "not TOML", ""),
-    ("[rules]", "[rules", "not TOML", ""),
+    ("[[stage]]", "[stage]", "the contract is not TOML", ""),
+    ("[rules]", "[rules", "the contract is not TOML", ""),
 ]
 
 
