@@ -420,7 +420,7 @@ def find(name: str, own: Collection[str] = ()) -> Stage:
         loaded = importlib.import_module(f"fedpeer.algorithms.{module}")
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("fedpeer.algorithms"):
-            known = _algorithms()
+            known = algorithms()
             near = difflib.get_close_matches(module, known, n=1)
             hint = (
                 f"did you mean {near[0]!r}?"
@@ -443,7 +443,7 @@ def check_own(name: str) -> None:
     parts = module.split(".")
     if (colon and not function.isidentifier()) or not all(part.isidentifier() for part in parts):
         raise ContractError(f"{name!r} is not the name of a stage", hint='written as "bank.scoring:fit"')
-    ours = {"fedpeer", *(known.partition(".")[0] for known in _algorithms())}
+    ours = {"fedpeer", *(known.partition(".")[0] for known in algorithms())}
     if parts[0] in ours or parts[0] in sys.stdlib_module_names:
         raise ContractError(
             f"{name!r} cannot be of your own: {parts[0]!r} is a name of fedpeer's or of Python's",
@@ -473,7 +473,7 @@ def _declared(loaded: ModuleType, module: str, function: str) -> Stage:
     return found
 
 
-def _algorithms() -> list[str]:
+def algorithms() -> list[str]:
     """The names of all modules two levels below fedpeer.algorithms, read from its folders: none is imported."""
     folders = importlib.import_module("fedpeer.algorithms").__path__
     modules = [path for folder in folders for path in Path(folder).glob("*/[!_]*.py")]

@@ -504,8 +504,9 @@ def test_a_card_is_taken_as_text_file_or_standard_input(
     peer: Peer, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "card.txt").write_text(f"{CARD}\n")
+    (tmp_path / "printed.txt").write_text(screen.card(msgspec.to_builtins(CARD_VIEW)))
     monkeypatch.setattr(sys, "stdin", Stdin(f"{CARD}\n".encode()))
-    for given in (CARD, str(tmp_path / "card.txt"), "-"):
+    for given in (CARD, str(tmp_path / "card.txt"), str(tmp_path / "printed.txt"), "-"):
         assert run("peer", "add", given)[0] == 0
         assert peer.asked[-1][1]["card"].strip() == CARD
     for given in (str(tmp_path / "nowhere"), str(tmp_path), "hello", ""):
@@ -933,6 +934,15 @@ def test_a_policy_that_waits_for_a_second_person_is_said_and_shown(peer: Peer, r
     assert "fedpeer policy show --waiting 1000" in run("policy", "show")[2]
     assert run("policy", "show", "--waiting", "1000")[:2] == (0, "min_rows = 5\n")
     assert run("policy", "show", "--waiting", "7")[0] == 5
+
+
+def test_what_a_policy_names_that_is_not_there_is_a_warning(peer: Peer, run: Run, tmp_path: Path) -> None:
+    doubted = msgspec.structs.replace(POLICY, doubts=["rule 1, partners: 'bnk' matches nobody\x1b"])
+    peer.answers["policy.set"] = peer.answers["policy.show"] = doubted
+    (file := tmp_path / "ours.toml").write_text("min_rows = 5\n")
+    for command in (("set", str(file)), ("show",)):
+        code, _, err = run("policy", *command)
+        assert (code, "warning: rule 1, partners: 'bnk' matches nobody" in err, "\x1b" in err) == (0, True, False)
 
 
 class Editor:

@@ -42,6 +42,7 @@ from fedpeer.errors import (
     JobError,
     NotFound,
     PeerAbsent,
+    PolicyError,
     RemoteProtocolError,
     StoreError,
 )
@@ -74,6 +75,8 @@ MAX_PROPOSED = 64
 """Jobs of one initiator that live here or are served at a time; more of its contracts are not taken."""
 MAX_PER_DAY = 200
 """Contracts of one other initiator that are taken within 24 hours: each leaves entries in the audit log for ever."""
+OWN_ANSWER_S = 30.0
+"""So long who submits waits for the own policy's word, which may read the data."""
 MAX_UNAGREED = 200
 """Jobs of one other initiator that are kept when they are over though they were never agreed."""
 
@@ -165,13 +168,21 @@ class Jobs:
     async def submit(self, text: str, by: Caller | None = None) -> JobView:
         """Propose the contract of a TOML text to its participants; `by`, who does, approves our own part of it.
 
-        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it, DiskFull.
+        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it (that may show only
+        when our data is read: then the job is cancelled), DiskFull. A table that is read for long is not waited for.
         """
         if self._store.scarce:
             raise DiskFull
         read = await self._written(text)
         await self._answers.check_policy(read)
-        return (await self._add(codec.encode(read), read, by)).seen()
+        job = await self._add(codec.encode(read), read, by)
+        with trio.move_on_after(OWN_ANSWER_S):
+            await job.asked.wait()
+        asked = await self._store.read(lambda tx: approvals.find(tx, job.id))
+        if asked is not None and asked.state == approvals.REFUSED:  # as far as it shows only when the data is read
+            job.fail(Cancelled(f"cancelled by {self._roster.name_of(self._mesh.me)}"))
+            raise PolicyError(f"your own part of it is refused: {asked.why}", hint="fedpeer policy show")
+        return job.seen()
 
     async def test_policy(self, text: str) -> DecisionView:
         """What this peer's policy says to the contract of a TOML text, and why. Nothing is sent, kept or counted.

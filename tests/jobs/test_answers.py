@@ -694,6 +694,22 @@ async def test_a_file_stays_for_the_job_that_was_asked_while_another_gave_it_up(
         assert {view.state for view in await ended(peers, first)} == {"done"}
 
 
+async def test_who_submits_is_told_that_the_own_part_is_refused_though_that_shows_only_in_the_data(
+    autojump_clock: Clock, quick_path: Path
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        (peers.folder / "alice.csv").unlink()
+        with pytest.raises(PolicyError, match=r"your own part of it is refused: .*alice.csv"):
+            await submit(peers)
+        await trio.sleep(5)
+        for peer in peers.values():
+            (view,) = await peer.daemon.jobs.list()
+            assert view.error is not None
+            assert (view.state, view.error.message) == ("cancelled", "cancelled by alice") or peer.name != "alice"
+            assert view.state == "cancelled"
+
+
 async def test_a_table_that_does_not_fit_on_the_disk_is_refused_and_the_daemon_lives(
     autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,7 +187,9 @@ class Answers:
                 told["why"] = f"the policy: {asked.why}" if ours else asked.why
             return asked
 
-        return await job.write(write, ("decided", told))
+        asked = await job.write(write, ("decided", told))
+        job.asked.set()
+        return asked
 
     def _decide(
         self, tx: Transaction, job: Job, facts: Facts | FedpeerError, answer: Answer, data: list[Data]

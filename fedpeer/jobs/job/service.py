@@ -70,6 +70,8 @@ class Job:
         """the peer whose key the next stage waits for"""
         self.gone: set[str] = set()  # peers whose end we do not wait for any more
         self.verdict: Verdict | None = None
+        self.asked = trio.Event()
+        """set when our own policy has said something to it"""
         self.agreed = trio.Event()
         self.over = trio.Event()
         if kept.state:
