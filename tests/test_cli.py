@@ -684,6 +684,11 @@ def test_a_wait_for_a_silent_daemon_ends_with_7(peer: Peer, run: Run) -> None:
         silent.close()
 
 
+def test_an_event_says_what_it_is_about() -> None:
+    assert screen.topic({"topic": f"job:{JOB}", "event": "done"}) == f"job {JOB[: screen.SHORT]}"
+    assert screen.topic({"event": "started"}) == ""
+
+
 def test_a_watch_is_lines_of_events_until_the_last(peer: Peer, run: Run) -> None:
     peer.answers["job.show"] = lambda: job_view("running")
 

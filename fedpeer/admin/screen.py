@@ -446,6 +446,12 @@ def event(message: dict[str, Any]) -> str:
     return "  ".join(told)
 
 
+def topic(message: dict[str, Any]) -> str:
+    """What an event is about: the kind, and the beginning of the id as other commands take it."""
+    kind, _, ref = clean(message.get("topic", "")).partition(":")
+    return f"{kind} {ref[:SHORT]}".strip()
+
+
 def metrics(holder: dict[str, Any]) -> str:
     return " ".join(f"{name}={value:.5g}" for name, value in (holder.get("metrics") or {}).items())
 
