@@ -5,8 +5,8 @@ who pool what they know, reads the rest. So every owner makes its own part such 
 
 Rules
 * What an owner adds to a cell is 0 or at least k rows. A remainder of a total, over any of the owners, is so too.
-* What is done is a function of the values alone, whatever their order: the same rows again give the same answer, and
-  two answers differ in nothing that one of them hid.
+* What is done is a function of the values and of k alone, whatever their order: the same rows again give the same
+  answer. With another k they would not, and the difference is of a few rows: each owner answers with one k only.
 * k is `min_cell` of the contract, which the policy of each owner bounds from below.
 
 Source: microaggregation as in Domingo-Ferrer and Mateo-Sanz, Practical data-oriented microaggregation for statistical
