@@ -306,7 +306,7 @@ async def test_who_proposes_without_end_leaves_no_more_than_so_much(
         alice, bob = peers["alice"].daemon, peers["bob"].daemon
         names = [f"job{i}" for i in range(6)]
         for name in names:
-            job = await alice.jobs.submit(peers.contract(TRAIN, name=name))
+            job = await alice.jobs.submit(peers.contract(TRAIN, name=name, rules="answer_s = 5"))
             await ends(peers, job.id)
             await settle(peers)
         assert [view.name for view in await bob.jobs.list()] == names[-3:]
