@@ -214,6 +214,11 @@ def aligned(tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", ""))
     return dict(rows)
 
 
+def aligned_peers(tx: Transaction) -> set[str]:
+    """Everybody with whom anything was aligned: a policy may know by their names whose organization they are of."""
+    return {peer for (peer,) in tx.all("SELECT DISTINCT peer FROM answered_alignment")}
+
+
 # a stage begins
 
 
