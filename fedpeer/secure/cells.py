@@ -5,8 +5,8 @@ who pool what they know, reads the rest. So every owner makes its own part such 
 
 Rules
 * What an owner adds to a cell is 0 or at least k rows. A remainder of a total, over any of the owners, is so too.
-* What is done is a function of the values alone, whatever their order: the same rows again give the same answer, and
-  two answers differ in nothing that one of them hid.
+* What is done is a function of the values and of k alone, whatever their order: the same rows again give the same
+  answer. With another k they would not, and the difference is of a few rows: each owner answers with one k only.
 * k is `min_cell` of the contract, which the policy of each owner bounds from below.
 
 Source: microaggregation as in Domingo-Ferrer and Mateo-Sanz, Practical data-oriented microaggregation for statistical
@@ -25,16 +25,15 @@ import numpy.typing as npt
 def grouped(cells: npt.NDArray[np.int64], n_cells: int, k: int) -> npt.NDArray[np.int64]:
     """Rows by cell, shape (n_cells,): each count is 0 or at least k, and together they are as many as the rows.
 
-    `cells`: the cell of each row, 0 … n_cells - 1. The rows are put in order of their cells and into groups of k (the
-    last has up to 2k - 1); a group counts in the cell of its middle row. Fewer than k rows count nowhere.
+    `cells`: the cell of each row, 0 … n_cells - 1. The rows are put in order of their cells and into groups of k or a
+    few more; a group counts in the cell at the mean of its rows' cells: where one row of it lies would be told by the
+    middle one. Up to any edge the rows of one group at most are missing or too many. Fewer than k rows count nowhere.
     """
-    groups = cells.size // k
-    if groups == 0:
-        return np.zeros(n_cells, dtype=np.int64)
-    starts = np.arange(groups) * k
-    sizes = np.diff(np.append(starts, cells.size))
-    counts = np.zeros(n_cells, dtype=np.int64)
-    np.add.at(counts, np.sort(cells)[starts + sizes // 2], sizes)
+    counts, groups = np.zeros(n_cells, dtype=np.int64), cells.size // k
+    if groups:
+        starts = np.arange(groups) * cells.size // groups
+        sizes = np.diff(starts, append=cells.size)
+        np.add.at(counts, np.add.reduceat(np.sort(cells), starts) // sizes, sizes)
     return counts
 
 

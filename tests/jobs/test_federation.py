@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from datetime import datetime
@@ -21,7 +22,7 @@ from fedpeer.jobs.views import JobView
 from fedpeer.mesh import records
 from fedpeer.peers import Peers
 from fedpeer.stage import Open, Params, Report, Stage, Sum, Table, at_least, exactly, stage
-from fedpeer.testing.federation import Federation, federation
+from fedpeer.testing.federation import Federation, Organization, federation
 from fedpeer.testing.network import MemoryNetwork
 from fedpeer.worker import protocol
 
@@ -83,6 +84,19 @@ async def settle(peers: Federation) -> None:
     with trio.fail_after(60):
         while any(peer.daemon.mesh.scopes for peer in peers.values()):
             await trio.sleep(0.2)
+
+
+def after_the_first_turn(peer: Organization) -> trio.Event:
+    """Set when its worker is told the total of the first turn of a training, which the sum of moments precedes."""
+    told, event = itertools.count(1), trio.Event()
+
+    def step(message: protocol.Message) -> str:
+        if isinstance(message, protocol.TotalAnswer) and next(told) == 2:
+            event.set()
+        return ""
+
+    peer.step = step
+    return event
 
 
 def outputs(view: JobView) -> dict[str, str]:
@@ -292,7 +306,7 @@ async def test_who_proposes_without_end_leaves_no_more_than_so_much(
         alice, bob = peers["alice"].daemon, peers["bob"].daemon
         names = [f"job{i}" for i in range(6)]
         for name in names:
-            job = await alice.jobs.submit(peers.contract(TRAIN, name=name, rules="answer_s = 1"))
+            job = await alice.jobs.submit(peers.contract(TRAIN, name=name, rules="answer_s = 5"))
             await ends(peers, job.id)
             await settle(peers)
         assert [view.name for view in await bob.jobs.list()] == names[-3:]
@@ -646,14 +660,13 @@ async def test_outputs_are_read_beside_the_event_loop(autojump_clock: Clock, qui
 
 
 @pytest.mark.parametrize("profile", ["byz", "crash"])
-async def test_the_others_train_on_without_one_that_never_comes_back_after_the_statistics(
+async def test_the_others_train_on_without_one_that_never_comes_back_after_the_first_turn(
     autojump_clock: Clock, quick_path: Path, profile: str
 ) -> None:
     """It was in the sums over the data; each turn is a group of its own."""
     async with federation(quick_path, NAMES) as peers:
         await add_rows(peers)
-        gone = trio.Event()
-        peers["dave"].step = lambda message: gone.set() or "" if isinstance(message, protocol.TotalAnswer) else ""
+        gone = after_the_first_turn(peers["dave"])
         text = peers.contract(TRAIN.split('[[stage]]\nid = "eval')[0], rules=f'stall_s = 60\nprofile = "{profile}"')
         job = await peers["alice"].daemon.jobs.submit(text)
         await gone.wait()
@@ -722,8 +735,7 @@ async def test_of_three_one_that_stays_away_ends_the_job_by_its_name(autojump_cl
     names = NAMES[:3]
     async with federation(quick_path, names) as peers:
         await add_rows(peers)
-        gone = trio.Event()
-        peers["carol"].step = lambda message: gone.set() or "" if isinstance(message, protocol.TotalAnswer) else ""
+        gone = after_the_first_turn(peers["carol"])
         job = await peers["alice"].daemon.jobs.submit(peers.contract(TRAIN, rules="stall_s = 60"))
         await gone.wait()
         await peers["carol"].stop()

@@ -47,7 +47,7 @@ class Fit(Params, frozen=True):
 
 
 @stage(
-    version=2,
+    version=3,
     params=Fit,
     roles={"member": at_least(3)},
     inputs={"table": Table},
@@ -58,6 +58,8 @@ class Fit(Params, frozen=True):
             "Their mean and standard deviation are in the model",
             group="data",
         ),
+        "first_counts": Sum("the same as counts, at the mean of all rows", group="data"),
+        "first_sums": Sum("the same as sums, at the mean of all rows", group="data"),
         "counts": Sum(
             "at the current centres: how many rows of all participants are nearest to each; of a participant none or "
             "at least min_rows"
@@ -77,8 +79,9 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     ```
     turn    who    what                                                              shape
     -       all    moments: rows; count, missing, Σx, Σx² of each feature            1 + d × 137 integers
-    0 …     all    counts: rows by their nearest centre                              m integers
-    0 …     all    sums: Σz, Σz² of the rows that were counted, by cluster           2 × (up to m) × d
+    0       all    first_counts, first_sums: as counts and sums                      as counts and sums
+    1 …     all    counts: rows by their nearest centre                              m integers
+    1 …     all    sums: Σz, Σz² of the rows that were counted, by cluster           2 × (up to m) × d
     ```
     m centres, one at first: the mean of all rows. Each turn moves every centre to the mean of the rows nearest to it.
     While there are fewer than k it then splits one cluster in two, at its mean ± one standard deviation along one
@@ -131,17 +134,18 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
         "converged": False,
     }
     most = SPLITS * params.k
-    for _ in peers.rounds(most + params.max_iter, shared=state):
+    for turn in peers.rounds(most + params.max_iter, shared=state):
+        first = "" if turn else "first_"  # where all begin does not depend on anything but the data
         centres = state["centres"]
         nearest = _nearest(z, centres)
         own = np.bincount(nearest, minlength=len(centres)).astype(np.int64)
         own[own < params.min_rows] = 0
         nearest[own[nearest] == 0] = -1  # few rows of ours are nobody's
-        counts = (await peers.sum("counts", own))["values"]
+        counts = (await peers.sum(f"{first}counts", own))["values"]
         kept = np.flatnonzero(counts >= params.min_rows)
         if kept.size == 0:
             raise DataError(f"no cluster has {params.min_rows} rows")
-        total = await peers.sum("sums", _sums(z, nearest, kept, unit))
+        total = await peers.sum(f"{first}sums", _sums(z, nearest, kept, unit))
         sizes = counts[kept]
         weight = unit * sizes[:, None]
         means = total["sum"] / weight

@@ -55,7 +55,7 @@ def _opened(params: Fit, n_features: int) -> int:
 
 
 @stage(
-    version=2,
+    version=3,
     params=Fit,
     roles={"member": at_least(3)},
     inputs={"table": Table},
@@ -66,6 +66,7 @@ def _opened(params: Fit, n_features: int) -> int:
             "exact sum and sum of squares. Their mean and standard deviation are in the model",
             group="data",
         ),
+        "start": Sum("the same as newton, at the model that all begin with (all weights 0)", group="data"),
         "newton": Sum(
             "at the current model, over the rows of those who take part: their number, the sum of the losses, their "
             "gradient, and their Hessian (d + 1 by d + 1, symmetric)"
@@ -80,7 +81,8 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     ```
     turn    who    what                                                                   shape
     -       all    moments: rows, positives; count, missing, Σx, Σx² of each feature      2 + d × 137 integers
-    0 …     all    newton: gradient, upper triangle of the Hessian, exact sum of losses   (d + 1) + (d + 1)(d + 2)/2
+    0       all    start: as newton                                                       as newton
+    1 …     all    newton: gradient, upper triangle of the Hessian, exact sum of losses   (d + 1) + (d + 1)(d + 2)/2
                    and how many rows                                                      1
     ```
     A turn evaluates the objective at a trial point. If it fell enough the point is taken and Newton's direction is
@@ -137,7 +139,7 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
         trial = state["trial"]
         losses, gradient, hessian = _derivatives(z, y, trial)
         total = await peers.sum(
-            "newton",
+            "newton" if turn else "start",  # where all begin does not depend on anything but the data
             {
                 "rows": np.array([y.size]),
                 "losses": exact.sum_limbs(losses),
@@ -207,7 +209,7 @@ class Evaluate(Params, frozen=True):
 
 
 @stage(
-    version=2,
+    version=3,
     params=Evaluate,
     roles={"member": at_least(3)},
     inputs={"model": Model, "table": Table},
@@ -216,7 +218,8 @@ class Evaluate(Params, frozen=True):
         "scores": Sum(
             "of the model on the rows of all participants together: counts of rows by score (4096 cells) and label, "
             "and the sum of the losses; reported are AUC, accuracy, log loss and how many are right and wrong. What a "
-            "participant adds to a cell is 0 or at least min_cell rows: groups of neighbours count in one cell"
+            "participant adds to a cell is 0 or at least min_cell rows: groups of neighbours count in one cell",
+            group="data",  # with the same model it is the same again: over others it would tell who is gone
         ),
     },
 )
@@ -229,10 +232,10 @@ async def evaluate(peers: Peers, params: Evaluate, model: Model, table: Table) -
                    exact sum of the log losses                              46 integers
     ```
     Cells are of equal width in m / (1 + |m|), m the log odds. At each participant the rows of a label count in groups
-    of `min_cell` that follow each other by score, each group in the cell of its middle row (secure/cells.py); of a
+    of `min_cell` that follow each other by score, each group in one cell (secure/cells.py); of a
     label with fewer rows none are counted, and their losses neither. So a participant tells at most one cell for every
     `min_cell` of its rows. AUC, accuracy and `counts` (at 0.5) are those of the rows in these places: a participant's
-    right and wrong ones of a label are off by less than min_cell. Rows of one cell count as ties; half the pairs of
+    right and wrong ones of a label are off by less than a group. Rows of one cell count as ties; half the pairs of
     both labels in one cell are `auc_error`. The log loss is exact. `auc` is None when all rows have one label.
     """
     y = _labels(table)

@@ -69,8 +69,8 @@ async def run(peers: Peers, params: Statistics, table: Table) -> dict[str, Any]:
 
     What comes out small, at each participant by itself (secure/cells.py): fewer than `min_cell` values of a column
     count as missing; where fewer than `min_cell` are missing, some more count as missing; in a histogram, rows count
-    in groups of `min_cell` neighbours. So the numbers differ from those of the pooled rows by less than min_cell rows
-    of each participant. Fewer than `min_cell` rows are none.
+    in groups of `min_cell` neighbours or a few more. So the numbers differ from those of the pooled rows by less than
+    a group of each participant. Fewer than `min_cell` rows are none.
 
     The smallest and the largest value are values of single rows, and are not told. `min` is the smallest mean that a
     participant's `min_cell` smallest values have, `max` the largest one of its largest values; they are the pooled

@@ -10,7 +10,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -132,7 +132,7 @@ class Stages:
         def start(tx: Transaction) -> None:
             asked = approvals.find(tx, job.id)
             assert asked is not None, "what was not asked about is not agreed"
-            ask = self._ask(job, asked.data)
+            ask = self._ask(job, asked.data, answered.aligned_peers(tx))
             stage = next(item for item in ask.stages if item.id == entry.id)
             findings = answered.check_cohort(tx, policy.current(tx), ask, stage, cohorts, job.time())
             if failed := [finding.text for finding in findings if not finding.holds]:
@@ -143,8 +143,11 @@ class Stages:
 
         await job.write(start, ("stage_started", told))
 
-    def _ask(self, job: Job, data: Sequence[approvals.Data]) -> Ask:
-        """The contract as the policy reads it; what rows really go in is told by the cohorts."""
+    def _ask(self, job: Job, data: Sequence[approvals.Data], others: Collection[str]) -> Ask:
+        """The contract as the policy reads it; what rows really go in is told by the cohorts.
+
+        `others`: whose names it has to know beside the participants'.
+        """
         name_of = self._mesh.roster.name_of
         facts = asking.Facts(
             datetime.fromisoformat(job.time()),
@@ -159,7 +162,7 @@ class Stages:
                 )
                 for item in data
             },
-            {peer: name_of(peer) for peer in job.contract.peers},
+            {peer: name_of(peer) for peer in {*job.contract.peers, *others}},
         )
         return asking.ask_of(job.contract, self._mesh.me, self._stage, facts)
 
