@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeer import codec
-from fedpeer.crypto import chacha20_stream, hash_
+from fedpeer.crypto import Secret, chacha20_stream, hash_
 from fedpeer.errors import StageError
 
 T = TypeVar("T")
@@ -104,6 +104,16 @@ class Resume:
     chance: bytes
 
 
+@dataclass(frozen=True)
+class Keys:
+    """The Paillier keys of a stage that declares some (secure/paillier.py). The daemon made and checked them."""
+
+    own: Secret | None = None
+    """p and q, big-endian, one after the other; None where this peer's role has no key"""
+    moduli: Mapping[str, int] = field(default_factory=dict)
+    """n of each participant that has a key, by alias"""
+
+
 class Driver(Protocol):
     """Takes the requests that have no answer. The worker's driver writes them to the daemon's socket."""
 
@@ -123,6 +133,7 @@ class Peers:
         chance: bytes,
         resume: Resume | None = None,
         honest: int = 1,
+        keys: Keys | None = None,
         semi_honest: Collection[str] = (),
     ) -> None:
         self._driver = driver
@@ -135,6 +146,8 @@ class Peers:
         """My role in this stage."""
         self.honest = honest
         """So many contributors of every sum, at least, do not pool what they see; see secure/dp.py."""
+        self.keys = keys or Keys()
+        """Of the roles that the stage declares keys for: one key for each contract, at each start of a worker."""
         self.semi_honest = frozenset(semi_honest)
         """Aliases whom the contract (its profile) and my organization (its policy) take to follow the protocol."""
         self.random = Chance(chance)
@@ -297,6 +310,17 @@ class Chance:
     def integers(self, low: int, high: int, size: int) -> npt.NDArray[np.int64]:
         """`size` integers uniform in [low, high), at most 2^63 apart; without bias."""
         return self.generator().integers(low, high, size=size, dtype=np.int64)
+
+    def below(self, bound: int, size: int) -> list[int]:
+        """`size` integers uniform in [0, bound), of any length; without bias, and good for masks and keys."""
+        bits = (bound - 1).bit_length()
+        width = max(-(-bits // 8), 1)
+        found: list[int] = []
+        while len(found) < size:  # what is too large is drawn again, less than every second one
+            raw = self.bytes(width * (size - len(found)))
+            drawn = (int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width))
+            found += [value for value in (one & ((1 << bits) - 1) for one in drawn) if value < bound]
+        return found
 
     def permutation(self, n: int) -> npt.NDArray[np.int64]:
         """A uniform order of 0 … n-1."""

@@ -26,7 +26,8 @@ holds its rows as a matrix says so (`memory`): what cannot fit in a worker is re
 `messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
 gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
 and agreed values and no send: it cannot show one peer's numbers to another even by mistake. A total over few rows
-shows those rows: sum counts first, and values only of groups that are large enough (ten rows is a common bound).
+shows those rows, and whoever reads a total can take its own part out. So each participant's part has no small cells:
+secure/cells.py makes it so, with a parameter `min_cell`, which a stage that reports sums without noise must have.
 
 Testing it takes about 20 lines (`fedpeer.testing.stages`; see tests/algorithms/horizontal/test_horizontal_logistic.py):
 
@@ -290,6 +291,8 @@ class Stage:
     declaration."""
     extra: str = ""
     """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
+    keys: Collection[str] = ()
+    """roles whose holders have a Paillier key each, of so many bits as the parameter `key_bits` says: see Peers.keys"""
 
     @property
     def name(self) -> str:
@@ -316,6 +319,7 @@ class Stage:
                     [tag, m.kind, *(getattr(m, f) for f in m.__dataclass_fields__)]
                     for tag, m in sorted(self.messages.items())
                 ],
+                *([sorted(self.keys)] if self.keys else []),
             ]
         )
 
@@ -359,6 +363,7 @@ def stage(
     cost: Callable[[Any], tuple[float, float] | None] | None = None,
     memory: Callable[[Any, int, int], int] | None = None,
     extra: str = "",
+    keys: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare a stage. Refuses at import what could never be enforced: an unknown role or kind in a message."""
 
@@ -378,6 +383,8 @@ def stage(
                 raise TypeError(f"{where}: {port!r} is not a Table, Rows, Model or Report")
         if extra and extra not in EXTRAS:
             raise TypeError(f"{where}: there is no extra {extra!r}")
+        if not set(keys) <= set(roles) or (keys and "key_bits" not in params.__struct_fields__):
+            raise TypeError(f"{where}: keys are of roles, and their length is the parameter key_bits")
         return Stage(
             function,
             version,
@@ -390,6 +397,7 @@ def stage(
             cost,
             memory,
             extra,
+            tuple(keys),
         )
 
     return declare
@@ -412,7 +420,7 @@ def find(name: str, own: Collection[str] = ()) -> Stage:
         loaded = importlib.import_module(f"fedpeer.algorithms.{module}")
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("fedpeer.algorithms"):
-            known = _algorithms()
+            known = algorithms()
             near = difflib.get_close_matches(module, known, n=1)
             hint = (
                 f"did you mean {near[0]!r}?"
@@ -435,7 +443,7 @@ def check_own(name: str) -> None:
     parts = module.split(".")
     if (colon and not function.isidentifier()) or not all(part.isidentifier() for part in parts):
         raise ContractError(f"{name!r} is not the name of a stage", hint='written as "bank.scoring:fit"')
-    ours = {"fedpeer", *(known.partition(".")[0] for known in _algorithms())}
+    ours = {"fedpeer", *(known.partition(".")[0] for known in algorithms())}
     if parts[0] in ours or parts[0] in sys.stdlib_module_names:
         raise ContractError(
             f"{name!r} cannot be of your own: {parts[0]!r} is a name of fedpeer's or of Python's",
@@ -465,7 +473,7 @@ def _declared(loaded: ModuleType, module: str, function: str) -> Stage:
     return found
 
 
-def _algorithms() -> list[str]:
+def algorithms() -> list[str]:
     """The names of all modules two levels below fedpeer.algorithms, read from its folders: none is imported."""
     folders = importlib.import_module("fedpeer.algorithms").__path__
     modules = [path for folder in folders for path in Path(folder).glob("*/[!_]*.py")]

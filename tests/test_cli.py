@@ -504,8 +504,9 @@ def test_a_card_is_taken_as_text_file_or_standard_input(
     peer: Peer, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "card.txt").write_text(f"{CARD}\n")
+    (tmp_path / "printed.txt").write_text(screen.card(msgspec.to_builtins(CARD_VIEW)))
     monkeypatch.setattr(sys, "stdin", Stdin(f"{CARD}\n".encode()))
-    for given in (CARD, str(tmp_path / "card.txt"), "-"):
+    for given in (CARD, str(tmp_path / "card.txt"), str(tmp_path / "printed.txt"), "-"):
         assert run("peer", "add", given)[0] == 0
         assert peer.asked[-1][1]["card"].strip() == CARD
     for given in (str(tmp_path / "nowhere"), str(tmp_path), "hello", ""):
@@ -683,6 +684,11 @@ def test_a_wait_for_a_silent_daemon_ends_with_7(peer: Peer, run: Run) -> None:
         silent.close()
 
 
+def test_an_event_says_what_it_is_about() -> None:
+    assert screen.topic({"topic": f"job:{JOB}", "event": "done"}) == f"job {JOB[: screen.SHORT]}"
+    assert screen.topic({"event": "started"}) == ""
+
+
 def test_a_watch_is_lines_of_events_until_the_last(peer: Peer, run: Run) -> None:
     peer.answers["job.show"] = lambda: job_view("running")
 
@@ -771,11 +777,14 @@ def test_the_picture_has_a_word_for_what_the_sum_is_at_and_names_who_is_left_out
 
     view = job_view("running")
     view.stages[0].state = "running"
-    view.stages[0].sums = sums_view(turn=4, survivors=["clinic"], left_out={"bank": [2, 4]})
+    waits = {"waits_for": ["shop\x1b"], "waits_until": "2026-01-01T01:00:00Z"}
+    view.stages[0].sums = sums_view(turn=4, survivors=["clinic"], left_out={"bank": [2, 4]}, **waits)
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(screen._picture(msgspec.to_builtins(view), {"fit": screen.SUM_STEPS["opened"]}))
     said = console.export_text()
     assert "sum of 1 of 4  taking the masks off" in said
+    for told in (said, screen.job(msgspec.to_builtins(view))):
+        assert "waits for shop\ufffd until 2026-01-01T01:00:00Z" in told
     assert "fit: left out of the sums 3 turns in a row: bank�[2J" in said
 
 
@@ -930,6 +939,15 @@ def test_a_policy_that_waits_for_a_second_person_is_said_and_shown(peer: Peer, r
     assert "fedpeer policy show --waiting 1000" in run("policy", "show")[2]
     assert run("policy", "show", "--waiting", "1000")[:2] == (0, "min_rows = 5\n")
     assert run("policy", "show", "--waiting", "7")[0] == 5
+
+
+def test_what_a_policy_names_that_is_not_there_is_a_warning(peer: Peer, run: Run, tmp_path: Path) -> None:
+    doubted = msgspec.structs.replace(POLICY, doubts=["rule 1, partners: 'bnk' matches nobody\x1b"])
+    peer.answers["policy.set"] = peer.answers["policy.show"] = doubted
+    (file := tmp_path / "ours.toml").write_text("min_rows = 5\n")
+    for command in (("set", str(file)), ("show",)):
+        code, _, err = run("policy", *command)
+        assert (code, "warning: rule 1, partners: 'bnk' matches nobody" in err, "\x1b" in err) == (0, True, False)
 
 
 class Editor:

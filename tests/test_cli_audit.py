@@ -115,11 +115,15 @@ def test_one_flipped_byte_names_the_entry_and_fails(run: Run, log: Path) -> None
     assert (code, out) == (1, "")
     assert f"{log}, the log of alice: entry 5 is not what it was when it was appended" in err
     assert json.loads(run("audit", "verify", str(log), "--json")[1])["error"]["code"] == "audit"
+    log.write_bytes(b"".join([*lines[:9], b"{\n", *lines[10:]]))
+    code, _, err = run("audit", "verify", str(log))
+    assert (code, err.count(str(log)), "line 10: entry 5 cannot be read" in err) == (1, 1, True)
 
 
 def test_what_is_no_log_is_refused_with_a_remedy(run: Run, tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"\xff\n" * 3)
-    assert run("audit", "verify", str(tmp_path / "other"))[0] == 1
+    code, _, err = run("audit", "verify", str(tmp_path / "other"))
+    assert (code, "is no audit log" in err, "fedpeer audit export" in err) == (1, True, True)
     (tmp_path / "long").write_bytes(b"x" * 10_000_000)
     assert "longer than" in run("audit", "verify", str(tmp_path / "long"))[2]
     (tmp_path / "empty").touch()

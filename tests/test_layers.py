@@ -47,10 +47,11 @@ WORKER_MAY_IMPORT = (
     "fedpeer.codec", "fedpeer.crypto", "fedpeer.errors",
 )  # fmt: skip
 NEVER_IN_A_WORKER = ("trio", "fedpeer.wire", "fedpeer.mesh", "fedpeer.governance", "fedpeer.jobs", "fedpeer.store",
-                     "fedpeer.aggregation", "fedpeer.identity", "fedpeer.admin")  # fmt: skip
+                     "fedpeer.aggregation", "fedpeer.identity", "fedpeer.admin", "phe")  # fmt: skip
 ONLY_IN_CRYPTO = ("nacl", "cryptography")
 NEVER_IMPORTED = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml")
-NEVER_IN_ALGORITHMS = ("random", "secrets", "time", "datetime", "uuid", "os", "socket", "subprocess", "threading")
+NEVER_IN_ALGORITHMS = ("random", "secrets", "time", "datetime", "uuid", "os", "socket", "subprocess", "threading",
+                       "phe")  # fmt: skip
 PURE_WITHOUT_CHANCE = ("fedpeer.wire", "fedpeer.mesh", "fedpeer.secure", "fedpeer.aggregation", "fedpeer.governance",
                        "fedpeer.algorithms", "fedpeer.jobs")  # fmt: skip
 

@@ -15,6 +15,7 @@ This page is imported by the client and the command line too, so at run time it 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -28,7 +29,7 @@ import msgspec
 
 from fedpeer.admin import caller
 from fedpeer.config import nearest
-from fedpeer.errors import NotFound, StoreError, UsageError
+from fedpeer.errors import ConfigError, NotFound, StoreError, UsageError
 
 if TYPE_CHECKING:
     from fedpeer.config import Config
@@ -208,6 +209,8 @@ class PolicyView(msgspec.Struct, kw_only=True):
     time: str
     waiting: list[WaitingView] = []
     """for a second person who sets the same text"""
+    doubts: list[str] = []
+    """what it names and is not there, a sentence each"""
 
 
 class AccountView(msgspec.Struct, kw_only=True):
@@ -454,7 +457,7 @@ async def approvals_revoke(daemon: Daemon, ask: Numbered) -> StandingView:
 
 async def policy_show(daemon: Daemon, _: Arguments) -> PolicyView:
     """Print the policy of this peer: what may be computed on its data. Without one, the commented defaults."""
-    return await daemon.store.read(_policy)
+    return await _doubted(daemon, await daemon.store.read(_policy))
 
 
 async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
@@ -475,6 +478,27 @@ async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
 
     view = await daemon.store.write(keep)
     await daemon.use_policy()
+    return await _doubted(daemon, view)
+
+
+async def _doubted(daemon: Daemon, view: PolicyView) -> PolicyView:
+    """The view with what looks like a slip of the pen in it, or in a text that waits."""
+    from fedpeer import stage
+    from fedpeer.governance import policy
+    from fedpeer.governance.doubts import doubts
+
+    roster = daemon.connections.roster
+    partners = {word for card in roster for word in (card.name, card.id)}
+    datasets = [dataset.name for dataset in await daemon.catalog.list()]
+    for text in (view.text, *(one.text for one in view.waiting)):
+        with contextlib.suppress(ConfigError):  # it was written by another release
+            read = policy.parse(text)
+            found = doubts(read, partners=partners, datasets=datasets, modules=stage.algorithms())
+            if read.two_person and not caller.others_may_control():
+                found.append(
+                    f"two_person: only you and root may control this daemon; add another to the group {caller.GROUP}"
+                )
+            view.doubts += [one for one in found if one not in view.doubts]
     return view
 
 

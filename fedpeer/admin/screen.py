@@ -276,9 +276,17 @@ def _sums(stage: dict[str, Any], name_of: dict[str, str]) -> Iterator[tuple[str,
     if sums["survivors"]:
         who = clean([name_of[alias] for alias in sums["survivors"]])
         yield "  the last", f"turn {sums['turn']}: {len(sums['survivors'])} of {len(sums['parties'])}: {who}"
+    if stage["state"] == "running" and (waits := _waits(sums)):
+        yield "  the next", waits
     for alias, turns in left_out(sums).items():
         if turns >= 2:
             yield "  left out", f"{clean(name_of[alias])}, {turns} turns in a row"
+
+
+def _waits(sums: dict[str, Any]) -> str:
+    """Whom a sum waits for, and until when; "" if none does."""
+    who = f" for {clean(sums['waits_for'])}" if sums["waits_for"] else ""
+    return f"waits{who} until {sums['waits_until']}" if sums["waits_until"] else ""
 
 
 def _names(view: dict[str, Any]) -> dict[str, str]:
@@ -438,6 +446,12 @@ def event(message: dict[str, Any]) -> str:
     return "  ".join(told)
 
 
+def topic(message: dict[str, Any]) -> str:
+    """What an event is about: the kind, and the beginning of the id as other commands take it."""
+    kind, _, ref = clean(message.get("topic", "")).partition(":")
+    return f"{kind} {ref[:SHORT]}".strip()
+
+
 def metrics(holder: dict[str, Any]) -> str:
     return " ".join(f"{name}={value:.5g}" for name, value in (holder.get("metrics") or {}).items())
 
@@ -547,6 +561,8 @@ def _picture(view: dict[str, Any], steps: dict[str, str]) -> Group:
         for alias, turns in left_out(stage["sums"]).items() if stage["sums"] else ():
             name, in_a_row = clean(_names(view)[alias]), f" {turns} turns in a row" if turns >= 2 else ""
             parts.append(Text(f"{stage['id']}: left out of the sums{in_a_row}: {name}", "yellow"))
+        if stage["sums"] and stage["state"] == "running" and (waits := _waits(stage["sums"])):
+            parts.append(Text(f"{stage['id']}: a sum {waits}", "yellow"))
     if view["waiting_for"]:
         parts.append(Text(f"waiting for {clean(view['waiting_for'])}", "yellow"))
     if view.get("error"):

@@ -24,6 +24,7 @@ def policy_show(state: State, waiting: int | None) -> None:
     view = state.client().call("policy.show")
     if waiting is None:
         state.show(view, screen.lines(view["text"]))
+        _warn(view)
         for one in view["waiting"]:
             hint = f"fedpeer policy show --waiting {one['uid']}"
             click.echo(f"a policy of uid {one['uid']} waits for a second person: {hint}", err=True)
@@ -41,6 +42,12 @@ def policy_set(state: State, file: str) -> None:
     text = read_input(file)
     view = state.client().call("policy.set", text=text)
     state.show(view, _said(view, text))
+    _warn(view)
+
+
+def _warn(view: dict[str, Any]) -> None:
+    for doubt in view["doubts"]:
+        click.echo(f"warning: {screen.clean(doubt)}", err=True)
 
 
 def _said(view: dict[str, Any], text: str) -> str:
@@ -67,6 +74,7 @@ def policy_edit(state: State) -> None:
             text = edited
             continue
         state.show(view, _said(view, edited))
+        _warn(view)
         return
     state.show(view, "nothing was changed")
 

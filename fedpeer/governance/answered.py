@@ -12,6 +12,7 @@ How it works
     whose rows are all in one that is kept, only a bit for each row of that one.
 
 Rules
+* A stage hides small cells of the same rows by one size only: what it hides for 11 and not for 10 is a row.
 * What is remembered is of this peer's own rows, never leaves it, and is written before the first byte that tells of
   them. A run that is repeated after a crash is the same run, and does not count against itself.
 * Two keys are the same by accident with probability 2^-64 for each pair of rows.
@@ -89,6 +90,9 @@ SCHEMA = Schema(
         """
         ALTER TABLE answered_run ADD COLUMN exact_sum INTEGER NOT NULL DEFAULT 1; -- a sum, and without noise
         ALTER TABLE answered_run ADD COLUMN of_all INTEGER NOT NULL DEFAULT 0; -- none of its participants may be away
+        """,
+        """
+        ALTER TABLE answered_run ADD COLUMN cell INTEGER NOT NULL DEFAULT 0; -- rows behind a cell at least; 0: not said
         """,
         """
         ALTER TABLE answered_alignment ADD COLUMN ids BLOB; -- digest of the set of ids that went in
@@ -176,15 +180,31 @@ def parties(
     With each, whether it could only be opened over all of them. With its `cohort`: over the very same rows, by ids or
     by contents, under whatever version and name. Inside one contract the sums themselves see to it.
     """
-    tables = {
+    tables = _same(tx, version, cohort)
+    told = tx.all("SELECT DISTINCT number, parties, of_all FROM answered_run WHERE exact_sum AND contract != ?", (but,))
+    found = {(frozenset(json.loads(names)), bool(of_all)) for number, names, of_all in told if number in tables}
+    return tuple(sorted(found, key=lambda one: (sorted(one[0]), one[1])))
+
+
+def cells(tx: Transaction, cohort: Cohort, run: str, but: tuple[bytes, str]) -> frozenset[int]:
+    """The least cells of each earlier sum without noise over the very same rows, by this stage function."""
+    tables = _same(tx, cohort.version, cohort)
+    told = tx.all(
+        "SELECT DISTINCT number, cell FROM answered_run WHERE exact_sum AND cell > 0 AND run = ?"
+        " AND NOT (contract = ? AND stage = ?)",
+        (run, *but),
+    )
+    return frozenset(cell for number, cell in told if number in tables)
+
+
+def _same(tx: Transaction, version: bytes, cohort: Cohort | None) -> set[int]:
+    """The tables of this version, and with its `cohort`: of the very same rows, by ids or by contents."""
+    return {
         number
         for number, dataset, other, rows in tx.all("SELECT number, dataset, version, rows FROM answered_table")
         if other == version
         or (cohort and rows == cohort.rows and 0 in _differences(cohort, _load(tx, number, dataset, other)))
     }
-    told = tx.all("SELECT DISTINCT number, parties, of_all FROM answered_run WHERE exact_sum AND contract != ?", (but,))
-    found = {(frozenset(json.loads(names)), bool(of_all)) for number, names, of_all in told if number in tables}
-    return tuple(sorted(found, key=lambda one: (sorted(one[0]), one[1])))
 
 
 def aligned(
@@ -197,6 +217,11 @@ def aligned(
         (version, None if cohort is None else _set_of(cohort), *but),
     )
     return dict(rows)
+
+
+def aligned_peers(tx: Transaction) -> set[str]:
+    """Everybody with whom anything was aligned: a policy may know by their names whose organization they are of."""
+    return {peer for (peer,) in tx.all("SELECT DISTINCT peer FROM answered_alignment")}
 
 
 # a stage begins
@@ -244,6 +269,7 @@ def _now(
         rows=cohort.rows,
         nearest=nearest(tx, cohort, widest_cell(policy), cohorts) if policy.no_row_differencing else None,
         other_parties=parties(tx, cohort.version, run[0], cohort) if policy.no_party_differencing else (),
+        cells=cells(tx, cohort, stage.run, run) if policy.no_row_differencing and stage.sums else frozenset(),
         aligned=aligned(tx, facts.version, cohort, run),  # of the whole dataset: a choice of its rows is no new version
     )
 
@@ -265,9 +291,9 @@ def _remember(
         return
     exact = stage.sums and stage.cost is None
     for cohort in cohorts:
-        told = (stage.run, json.dumps(sorted(stage.parties)), time, exact, of_all(ask, stage))
+        told = (stage.run, json.dumps(sorted(stage.parties)), time, exact, of_all(ask, stage), stage.cell)
         tx.execute(
-            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*run, _keep(tx, cohort), *told)
+            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*run, _keep(tx, cohort), *told)
         )
 
 

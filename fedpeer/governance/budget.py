@@ -6,7 +6,8 @@ Rules
   its row and is charged once.
 * Whether it can be paid is asked in the same transaction, and there is one writer: two jobs never spend the same rest.
 * Everybody in the stage reads the answer, so each of the others is charged; all of them or, with BudgetSpent, none.
-* Peers that the policy knows as one organization have one budget, for they may tell each other.
+* Peers that the policy knows as one organization have one budget, for they may tell each other; also those that left
+  the roster, by the name that they had when they were told.
 * A charge is never taken back: a job that failed may have told its answer. So a crash can cost a job that tells
   nothing, and cannot save one that did.
 * Charges are added up (basic composition), which is more than was lost: `event` says what ran with which noise, so that
@@ -67,6 +68,9 @@ SCHEMA = Schema(
         """
         ALTER TABLE charge ADD COLUMN source TEXT NOT NULL DEFAULT ''; -- what the dataset was read from
         CREATE INDEX charge_of_source ON charge (source, partner, time);
+        """,
+        """
+        ALTER TABLE charge ADD COLUMN name TEXT NOT NULL DEFAULT ''; -- of the partner in our roster then
         """,
     ],
 )
@@ -157,7 +161,7 @@ def charge(tx: Transaction, wanted: Iterable[Charge], policy: Policy, time: str,
     new = affordable(tx, wanted, policy, now, name_of)
     for c in new:
         row = (c.contract, c.stage, c.dataset, c.partner, c.cost.epsilon, c.cost.delta, now, c.event, c.source)
-        tx.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        tx.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, name_of(c.partner)))
         facts = {"stage": c.stage, "dataset": c.dataset, "partner": c.partner}
         audit.append(tx, time, CHARGED, c.contract, {**facts, "epsilon": c.cost.epsilon, "delta": c.cost.delta})
     return new
@@ -267,11 +271,19 @@ def _is_written(tx: Transaction, c: Charge) -> bool:
 def _organization(
     tx: Transaction, c: Charge, wanted: Iterable[Charge], policy: Policy, name_of: NameOf
 ) -> Organization:
-    """The peers in the book or among `wanted` that are one organization with a charge's partner."""
-    peers = {peer for (peer,) in tx.all("SELECT DISTINCT partner FROM charge")}
-    organization = policy.organization(c.partner, name_of(c.partner))
-    peers |= {other.partner for other in wanted}
-    return frozenset(peer for peer in peers if policy.organization(peer, name_of(peer)) == organization)
+    """The peers in the book or among `wanted` that are one organization with a charge's partner.
+
+    By the name of today or by that in the book, for some left the roster since; and who comes back with another key and
+    the same name is the same.
+    """
+    peers = set(tx.all("SELECT DISTINCT partner, name FROM charge")) | {(other.partner, "") for other in wanted}
+    name = name_of(c.partner)
+    organization = policy.organization(c.partner, name)
+    return frozenset(
+        peer
+        for peer, before in peers
+        if before == name or organization in {policy.organization(peer, word) for word in (name_of(peer), before)}
+    )
 
 
 def _sum(

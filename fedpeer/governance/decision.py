@@ -29,7 +29,7 @@ from typing import Any, Literal
 from fedpeer.governance.policy import BOUNDS, Do, Policy, Rule, matches, stricter
 from fedpeer.secure import bins
 from fedpeer.secure.psi import padded
-from fedpeer.stage import Model, Params, Rows, Stage, Sum, is_own
+from fedpeer.stage import Model, Params, Report, Rows, Stage, Sum, is_own
 
 Verdict = Literal["refused", "ask", "auto"]
 
@@ -61,6 +61,8 @@ class DatasetAsk:
     """rows by which an earlier answer differs from the whole dataset, the least that is not 0; None: none differs"""
     other_parties: tuple[tuple[frozenset[str], bool], ...] = ()
     """the participants of earlier sums without noise over these rows"""
+    cells: frozenset[int] = frozenset()
+    """the least cells of earlier sums without noise over these rows, by the same stage"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class StageAsk:
     @property
     def sums(self) -> bool:
         return any(isinstance(message, Sum) for message in self.stage.messages.values())
+
+    @property
+    def cell(self) -> int:
+        """Rows behind its cells at least; 0 where no parameter says so."""
+        return next((value for name in CELLS if (value := getattr(self.params, name, None)) is not None), 0)
 
     @property
     def cost(self) -> tuple[float, float] | None:
@@ -311,6 +318,9 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
                 if near is None
                 else f"{near} rows of {dataset.name!r} differ from an earlier answer, min_cell = {k}",
             )
+            if others := dataset.cells - {stage.cell}:  # what the one hides and the other does not is a few rows
+                told = f"{stage.run} answered of these rows of {dataset.name!r} with cells of {min(others)}"
+                yield finding("no_row_differencing", False, f"{told}, and not of {stage.cell}")
         if policy.no_party_differencing and stage.sums:
             yield _of_others(bounds["assumed_colluders"] + 2, ask, stage, dataset, finding)
     if stage.datasets and Model in stage.stage.outputs.values():
@@ -406,6 +416,9 @@ def _of_params(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Iterat
             if value is not None:
                 holds = value >= bounds[bound] if at_least else value <= bounds[bound]
                 yield make(bound, holds, f"{name} = {value} in the contract, {bound} = {bounds[bound]}")
+    reports = stage.sums and stage.cost is None and Report in stage.stage.outputs.values()
+    if reports and bounds["min_cell"] > 1 and not any(hasattr(stage.params, name) for name in CELLS):
+        yield make("min_cell", False, f"{stage.run} reports sums, and has no parameter min_cell that bounds its cells")
 
 
 def _of_size(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Finding:

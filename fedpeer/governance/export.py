@@ -198,8 +198,9 @@ def _verify(file: _File, said: Sequence[_Statement], cards: dict[str, Card]) -> 
             checker.add(line.number, line.entry, line.nodes)
         head = checker.end()
     except AuditBroken as error:
+        what = error.message.removeprefix(f"{file.name}, ")  # of a line that cannot be read
         raise AuditBroken(
-            f"{file.name}, the log of {name_of(file.owner)}: {error.message}", hint=error.hint, number=error.number
+            f"{file.name}, the log of {name_of(file.owner)}: {what}", hint=error.hint, number=error.number
         ) from None
     by: dict[str, int] = {}
     for one in said:
@@ -237,6 +238,11 @@ def _parse(name: str, lines: Iterable[bytes]) -> Iterator[Line]:
             if _encoder.encode(line) != text.removesuffix(b"\n"):  # the same said otherwise: a byte was changed
                 raise msgspec.DecodeError("not as it was written")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if count == 1:
+                hint = "fedpeer audit export FILE makes one"
+                raise AuditBroken(
+                    f"{name} is no audit log, or its first line was altered: {error}", hint=hint
+                ) from None
             where = f"entry {number + 1}" if number else "what stands before the entries"
             raise AuditBroken(
                 f"{name}, line {count}: {where} cannot be read: {error}", number=number + 1 if number else 0

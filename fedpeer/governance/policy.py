@@ -160,8 +160,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_row_differencing: Annotated[
         bool,
         msgspec.Meta(
-            description="Refuse rows that differ from rows answered before in 1 to min_cell - 1: the difference of\n"
-            "both answers would show them."
+            description="Refuse rows that differ from rows answered before in 1 to min_cell - 1, and the same with\n"
+            "cells of another size: the difference of both answers would show them."
         ),
     ] = True
     no_party_differencing: Annotated[

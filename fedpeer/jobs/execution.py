@@ -36,8 +36,9 @@ from fedpeer.errors import (
     by_code,
 )
 from fedpeer.governance.gate import Gate
-from fedpeer.jobs import checkpoint
+from fedpeer.jobs import checkpoint, keyring
 from fedpeer.jobs.checkpoint import Kept
+from fedpeer.peers import Keys
 from fedpeer.secure import fixedpoint
 from fedpeer.stage import KINDS, Stage, Sum
 from fedpeer.store import INLINE_BYTES, RunInThread, Store, Transaction
@@ -87,8 +88,8 @@ class Execution:
     `params`: canonical JSON; `roles`: alias → role of all who take part, in the contract's order; `peer_of`: alias →
     peer id; `chance`: gives the 32-byte key of chance of a stage's first start; `say`: tells the operator;
     `run_in_thread`: for work on values of more than INLINE_BYTES, during which the event loop goes on; `honest`:
-    so many contributors of every sum do not pool what they see; `semi_honest`: aliases of whom the contract and the
-    policy take to follow the protocol.
+    so many contributors of every sum do not pool what they see; `keys`: the Paillier keys that the stage declares;
+    `semi_honest`: aliases of whom the contract and the policy take to follow the protocol.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Execution:
         restarts: int,
         run_in_thread: RunInThread,
         honest: int = 1,
+        keys: Keys | None = None,
         semi_honest: Sequence[str] = (),
         chance: Callable[[], bytes] = lambda: random_bytes(32),
     ) -> None:
@@ -116,12 +118,14 @@ class Execution:
         self.roles, self.peer_of, self.me = dict(roles), dict(peer_of), me
         self.store, self.mesh, self.together, self.start_worker = store, mesh, together, start_worker
         self.say, self.restarts, self.chance = say, restarts, chance
-        self.run_in_thread, self.honest, self.semi_honest = run_in_thread, honest, semi_honest
+        self.run_in_thread, self.honest, self.keys = run_in_thread, honest, keys or Keys()
+        self.semi_honest = semi_honest
         self.gate = Gate(stage, self.roles, me)
         self.declaration = stage.declaration_hash()
         self.turn = self.k = self.common = 0
         self.history = self.turn_history = b""
         self.saved_turn, self.saved_history = -1, b""
+        self._begun = False  # by this daemon
         self.waits_for = ""
         """the peer without whom this stage does not go on: its message or its proposal comes next"""
 
@@ -146,6 +150,9 @@ class Execution:
         saved = await self.store.write(
             lambda tx: checkpoint.begin(tx, self.contract, self.stage_id, self.chance(), first)
         )
+        if saved.again and not self._begun:  # what follows a crash of the worker is told by that
+            self.say("resumed", stage=self.stage_id, turn=saved.turn + 1)
+        self._begun = True
         self.saved_turn, self.saved_history = saved.turn, saved.history
         self._at(0, saved.first_history)
         resume = None
@@ -163,6 +170,8 @@ class Execution:
                 resume=resume,
                 inputs=list(inputs),
                 honest=self.honest,
+                own_key=self.keys.own.reveal() if self.keys.own else b"",
+                moduli=[(alias, keyring.as_bytes(n)) for alias, n in self.keys.moduli.items()],
                 semi_honest=list(self.semi_honest),
             )
         )

@@ -12,6 +12,7 @@ Records of a job, in the scope named by the contract's id, one of each kind per 
   done          `Done`: every stage of mine is complete; digests of what must be equal everywhere
   abort         `Abort`: I end the job
   ended         `Ended`: it is over here, and how; when all have said so, nobody needs anything of it
+(and those of audit logs, passports and keys: governance/heads.py, governance/passport.py, keyring.py)
 
 Rules
 * A participant says "done" or "abort", never both. So the end is the same at all, in whatever order records come: if
@@ -44,16 +45,13 @@ from fedpeer.errors import (
 from fedpeer.governance import heads
 from fedpeer.governance.passport import PASSPORT
 from fedpeer.jobs.contract import SKEW_S, Contract, Digest, StageEntry
+from fedpeer.jobs.keyring import KEY
 
 CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED = "contract", "countersign", "done", "abort", "ended"
-KINDS = frozenset({CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED, *heads.KINDS, PASSPORT})
+KINDS = frozenset({CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED, *heads.KINDS, PASSPORT, KEY})
 
 REFUSALS = {
     "contract": "cannot run this contract: another release, or a stage it does not have",
-    "participants": "does not know every participant",
-    "dataset": "has no dataset of that name",
-    "columns": "has no such column in its dataset",
-    "data": "could not read its data",
     "policy": "does not allow it",
 }
 """Why a participant refuses; all it says to the others."""

@@ -42,14 +42,15 @@ from fedpeer.errors import (
     JobError,
     NotFound,
     PeerAbsent,
+    PolicyError,
     RemoteProtocolError,
     StoreError,
 )
 from fedpeer.events import Events
 from fedpeer.governance import answered, approvals, audit, budget, heads, passport, policy
 from fedpeer.governance.approvals import who
-from fedpeer.jobs import archive, checkpoint, contract, lifecycle
-from fedpeer.jobs.answer.service import Answers, Refused
+from fedpeer.jobs import archive, checkpoint, contract, keyring, lifecycle
+from fedpeer.jobs.answer.service import Answers
 from fedpeer.jobs.approvals.service import Approvals
 from fedpeer.jobs.contract import Contract
 from fedpeer.jobs.dryrun.service import DryRuns, DryRunView
@@ -74,6 +75,8 @@ MAX_PROPOSED = 64
 """Jobs of one initiator that live here or are served at a time; more of its contracts are not taken."""
 MAX_PER_DAY = 200
 """Contracts of one other initiator that are taken within 24 hours: each leaves entries in the audit log for ever."""
+OWN_ANSWER_S = 30.0
+"""So long who submits waits for the own policy's word, which may read the data."""
 MAX_UNAGREED = 200
 """Jobs of one other initiator that are kept when they are over though they were never agreed."""
 
@@ -92,7 +95,7 @@ GOVERNANCE = (
 class Jobs:
     """All jobs of this daemon."""
 
-    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, *GOVERNANCE]
+    SCHEMAS: ClassVar[list[Schema]] = [archive.SCHEMA, checkpoint.SCHEMA, keyring.SCHEMA, *GOVERNANCE]
 
     def __init__(
         self,
@@ -165,13 +168,21 @@ class Jobs:
     async def submit(self, text: str, by: Caller | None = None) -> JobView:
         """Propose the contract of a TOML text to its participants; `by`, who does, approves our own part of it.
 
-        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it, DiskFull.
+        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it (that may show only
+        when our data is read: then the job is cancelled), DiskFull. A table that is read for long is not waited for.
         """
         if self._store.scarce:
             raise DiskFull
         read = await self._written(text)
         await self._answers.check_policy(read)
-        return (await self._add(codec.encode(read), read, by)).seen()
+        job = await self._add(codec.encode(read), read, by)
+        with trio.move_on_after(OWN_ANSWER_S):
+            await job.asked.wait()
+        asked = await self._store.read(lambda tx: approvals.find(tx, job.id))
+        if asked is not None and asked.state == approvals.REFUSED:  # as far as it shows only when the data is read
+            job.fail(Cancelled(f"cancelled by {self._roster.name_of(self._mesh.me)}"))
+            raise PolicyError(f"your own part of it is refused: {asked.why}", hint="fedpeer policy show")
+        return job.seen()
 
     async def test_policy(self, text: str) -> DecisionView:
         """What this peer's policy says to the contract of a TOML text, and why. Nothing is sent, kept or counted.
@@ -233,10 +244,7 @@ class Jobs:
             now=self._seconds(),
             nonce=random_bytes(contract.NONCE_BYTES),
         )
-        try:
-            await self._answers.check(read)
-        except Refused as refused:
-            raise refused.error from None
+        await self._answers.check(read)
         return read
 
     async def _proposed(self, record: Record) -> None:
@@ -432,6 +440,7 @@ class Jobs:
                 self._mesh.publish(tx, job.id, lifecycle.ABORT, "", codec.encode(lifecycle.abort_of(error)))
             self._mesh.publish(tx, job.id, lifecycle.ENDED, "", codec.encode(ended))
             passport.gather(tx, job.id, self._roster.card_text)
+            keyring.drop(tx, job.id)
             return checkpoint.drop(tx, job.id), archive.unpin_snapshots(tx, job.id)
 
         with trio.CancelScope(shield=True):  # nothing else runs for it any more; one commit, and the files after it

@@ -19,8 +19,9 @@ import msgspec
 import numpy as np
 
 from fedpeer import artifact, codec
+from fedpeer.crypto import Secret
 from fedpeer.errors import StageError
-from fedpeer.peers import AgreeRequest, CheckpointRequest, Peers, ReceiveRequest, Request, SumRequest, Total
+from fedpeer.peers import AgreeRequest, CheckpointRequest, Keys, Peers, ReceiveRequest, Request, SumRequest, Total
 from fedpeer.secure import fixedpoint
 from fedpeer.stage import Stage
 
@@ -69,7 +70,9 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     driver = Again(stage, [(what, packed.tobytes()) for what, packed in task["answers"]])
     params = msgspec.json.decode(task["params"], type=stage.params)
     inputs = {port: artifact.load(kind, data.tobytes()) for port, kind, data in task["inputs"]}
-    coroutine = stage(Peers(driver, task["me"], dict(task["roles"]), task["chance"]), params, **inputs)
+    own, moduli = task["keys"]
+    keys = Keys(Secret(own) if own else None, {alias: int.from_bytes(n, "big") for alias, n in moduli})
+    coroutine = stage(Peers(driver, task["me"], dict(task["roles"]), task["chance"], keys=keys), params, **inputs)
     answer = None
     while True:
         try:

@@ -32,6 +32,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Container, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -39,12 +40,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeer import artifact, codec
-from fedpeer.crypto import hash_
+from fedpeer.crypto import Secret, hash_
 from fedpeer.errors import NotDeterministic, StageError, SumError
 from fedpeer.governance.gate import Gate
+from fedpeer.jobs import keyring
 from fedpeer.peers import (
     AgreeRequest,
     CheckpointRequest,
+    Keys,
     Peers,
     ProgressRequest,
     ReceiveRequest,
@@ -54,7 +57,7 @@ from fedpeer.peers import (
     SumRequest,
     Total,
 )
-from fedpeer.secure import fixedpoint
+from fedpeer.secure import fixedpoint, paillier
 from fedpeer.stage import Model, Output, Params, Report, Stage
 from fedpeer.testing.replay import pack, split, unpack, waits_for
 
@@ -109,6 +112,9 @@ class Transcript:
     """What was asked for, and the answer, packed."""
     shared: list[bytes] = field(default_factory=list)
     """Its shared state at each checkpoint, packed."""
+    own_key: bytes = field(default=b"", repr=False)
+    moduli: Mapping[str, int] = field(default_factory=dict)
+    """Paillier keys, as the stage has them."""
 
 
 def run_stage(
@@ -119,6 +125,7 @@ def run_stage(
     roles: Mapping[str, str] | None = None,
     seed: int = 1,
     kills: Mapping[str, Container[int]] | None = None,
+    keys: Mapping[str, bytes] | None = None,
     semi_honest: Mapping[str, Collection[str]] | None = None,
 ) -> Run:
     """Run `stage` at every participant to its end; whatever error ends it at one is raised, with the alias as a note.
@@ -126,8 +133,9 @@ def run_stage(
     `inputs`: by alias, or a list (then the participants are alice, bob, carol …). `roles`: alias → role, not needed
     when the stage has one. `kills`: alias → numbers of requests (from 0, repeated ones not counted) at which its worker
     is killed: when the daemon has the request, and before the worker has an answer. range(n) kills at each of the first
-    n, so that every place is also one where a worker goes on. `semi_honest`: alias → whom its policy and the contract
-    take to follow the protocol.
+    n, so that every place is also one where a worker goes on. `keys`: alias → p and q of its Paillier key, as
+    jobs/keyring.py makes them, for those whose roles have one; by default some that are made once in this process.
+    `semi_honest`: alias → whom its policy and the contract take to follow the protocol.
     """
     given = dict(inputs) if isinstance(inputs, Mapping) else dict(zip(CAST, inputs, strict=False))
     if not isinstance(inputs, Mapping) and len(given) != len(inputs):
@@ -141,7 +149,15 @@ def run_stage(
     for role, count in stage.roles.items():
         if list(roles.values()).count(role) not in count:
             raise ValueError(f"{stage.name}: {count.least} to {count.most} participants are {role!r}")
-    return _Federation(stage, params, given, roles, seed, kills or {}, semi_honest or {}).run()
+    owners = [alias for alias, role in roles.items() if role in stage.keys]
+    if owners and keys is None:
+        keys = {alias: _key(place, params.key_bits) for place, alias in enumerate(owners)}  # type: ignore[attr-defined]
+    return _Federation(stage, params, given, roles, seed, kills or {}, keys or {}, semi_honest or {}).run()
+
+
+@cache
+def _key(_place: int, bits: int) -> bytes:
+    return keyring.make(bits)
 
 
 def check_stage(
@@ -154,6 +170,7 @@ def check_stage(
     sizes: Collection[int] = (2, 3, 5),
     equal: Collection[str] | None = None,
     seed: int = 1,
+    keys: Callable[[int], Mapping[str, bytes]] | None = None,
 ) -> None:
     """Everything that an algorithm has to stand; AssertionError or the stage's own error otherwise.
 
@@ -164,17 +181,17 @@ def check_stage(
       are the same to the bit, and nothing is said that was not said without, or twice;
     * one participant, on an older processor, comes to the same shared state and the same equal outputs.
 
-    `split(n)` gives the inputs of n participants, `roles(n)` who holds which role.
+    `split(n)` gives the inputs of n participants, `roles(n)` who holds which role, `keys(n)` their keys (run_stage).
     """
     if equal is None:
         alike = [port for port, cls in stage.outputs.items() if cls in (Model, Report)]
         equal = alike if set(stage.roles) == {"member"} else []
     least, most = (sum(getattr(count, end) for count in stage.roles.values()) for end in ("least", "most"))
     for n in [n for n in sizes if least <= n <= most] or [least]:
-        inputs, held = split(n), roles(n) if roles else None
+        inputs, held, given = split(n), roles(n) if roles else None, keys(n) if keys else None
 
-        def run(kills: Mapping[str, Container[int]], inputs: Any = inputs, held: Any = held) -> Run:
-            return run_stage(stage, params, inputs, roles=held, seed=seed, kills=kills)
+        def run(kills: Mapping[str, Container[int]], inputs: Any = inputs, held: Any = held, given: Any = given) -> Run:
+            return run_stage(stage, params, inputs, roles=held, seed=seed, kills=kills, keys=given)
 
         whole = run({})
         pooled(whole.outputs)
@@ -194,9 +211,9 @@ def check_stage(
     where = f"{alias}, on an older processor,"
     states = list(zip(replayed["shared"], whole.transcripts[alias].shared, strict=False))
     for turn, (there, here) in enumerate([(unpack(there.tobytes()), unpack(here)) for there, here in states]):
-        keys = [repr(key) for key in sorted(here) if pack(here[key]) != pack(there.get(key))]
-        assert not keys, (
-            f"{where} has another shared state after {turn} turns: {', '.join(keys)}. Derive it from totals by "
+        other = [repr(key) for key in sorted(here) if pack(here[key]) != pack(there.get(key))]
+        assert not other, (
+            f"{where} has another shared state after {turn} turns: {', '.join(other)}. Derive it from totals by "
             f"+ - * / and square roots, or finish it with peers.agree"
         )
     assert len(replayed["shared"]) == len(whole.transcripts[alias].shared), f"{where} makes another number of turns"
@@ -224,6 +241,7 @@ def _on_older_processor(stage: Stage, params: Params, alias: str, roles: Mapping
         "chance": given.chance,
         "inputs": [[port, kind, np.frombuffer(data, np.uint8)] for port, kind, data in given.inputs],
         "answers": [[what, np.frombuffer(answer, np.uint8)] for what, answer in given.answers],
+        "keys": [given.own_key, [[owner, keyring.as_bytes(n)] for owner, n in given.moduli.items()]],
     }
     child = subprocess.run(
         [sys.executable, "-m", "fedpeer.testing.replay"],
@@ -263,10 +281,13 @@ class _Federation:
         roles: Mapping[str, str],
         seed: int,
         kills: Mapping[str, Container[int]],
+        keys: Mapping[str, bytes],
         semi_honest: Mapping[str, Collection[str]],
     ) -> None:
         self.semi_honest = semi_honest
         self.stage, self.params, self.inputs, self.roles = stage, params, inputs, dict(roles)
+        self.keys = dict(keys)
+        self.moduli = {alias: int(paillier.private_key(primes).public.n) for alias, primes in keys.items()}
         self.done = Run()
         self.order = random.Random(seed)
         self.sums: dict[Place, dict[str, _Part]] = defaultdict(dict)
@@ -392,6 +413,8 @@ class _Member:
         self.transcript = Transcript(
             hash_("fp.test.chance", str(seed).encode(), alias.encode()),
             [(port, *artifact.dump(value)) for port, value in federation.inputs[alias].items()],
+            own_key=federation.keys.get(alias, b""),
+            moduli=federation.moduli,
         )
         self.gate = Gate(federation.stage, federation.roles, alias)
         self.journal: dict[Place, tuple[bytes, bytes | None]] = {}  # what was said or asked, and the answer
@@ -416,8 +439,18 @@ class _Member:
         resume = None
         if (saved := self.saved) is not None:
             resume = Resume(saved.turn, unpack(saved.shared), unpack(saved.own), saved.chance)
+        own = self.federation.keys.get(self.alias)
+        keys = Keys(None if own is None else Secret(own), self.federation.moduli)
         trusted = self.federation.semi_honest.get(self.alias, ())
-        peers = Peers(self, self.alias, self.federation.roles, self.transcript.chance, resume, semi_honest=trusted)
+        peers = Peers(
+            self,
+            self.alias,
+            self.federation.roles,
+            self.transcript.chance,
+            resume,
+            keys=keys,
+            semi_honest=trusted,
+        )
         self.worker: Coroutine[Request, Any, dict[str, Any]] = self.federation.stage(
             peers,
             self.federation.params,

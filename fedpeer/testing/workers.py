@@ -50,9 +50,9 @@ class CoroutineWorker:
         self._dead = False
         start = through(start, protocol.Start, files=True)
         self._stage = find(start.stage)
-        self._peers = Peers(
-            self, start.me, dict(start.roles), start.chance, _resume(start.resume), start.honest, start.semi_honest
-        )
+        resume, keys = _resume(start.resume), main.keys_of(start)
+        roles, trusted = dict(start.roles), start.semi_honest
+        self._peers = Peers(self, start.me, roles, start.chance, resume, start.honest, keys, trusted)
         self._start = start
         self._coroutine: Coroutine[Request, Any, Any] | None = None
 

@@ -29,10 +29,12 @@ from typing import Any, Final
 import msgspec
 
 from fedpeer import artifact, codec, stage
+from fedpeer.crypto import Secret
 from fedpeer.errors import FedpeerError, StageError
 from fedpeer.peers import (
     AgreeRequest,
     CheckpointRequest,
+    Keys,
     Peers,
     ProgressRequest,
     ReceiveRequest,
@@ -44,8 +46,8 @@ from fedpeer.peers import (
 )
 from fedpeer.secure import fixedpoint
 from fedpeer.worker import protocol, sandbox
-from fedpeer.worker.children import end_with, map_forked
 from fedpeer.worker.connection import Connection
+from fedpeer.worker.pool import end_with, map_forked
 
 SOCKET: Final = 0
 
@@ -127,9 +129,9 @@ def run(start: protocol.Start, connection: Connection) -> protocol.Done:
     daemon = Daemon(connection, declared)
     params = msgspec.json.decode(start.params, type=declared.params)
     inputs = {port: artifact.load(kind, content) for port, kind, content in start.inputs}
-    peers = Peers(
-        daemon, start.me, dict(start.roles), start.chance, _resume(start.resume), start.honest, start.semi_honest
-    )
+    resume, keys = _resume(start.resume), keys_of(start)
+    roles, trusted = dict(start.roles), start.semi_honest
+    peers = Peers(daemon, start.me, roles, start.chance, resume, start.honest, keys, trusted)
     outputs = declared.check_outputs(drive(declared(peers, params, **inputs), daemon))
     return protocol.Done([(name, artifact.dump(output)) for name, output in outputs.items() if output is not None])
 
@@ -164,6 +166,12 @@ def _place(trace: TracebackType | None) -> str:
         return "(no place)"
     path = PurePath(ours[-1].filename)
     return f"in {path.parent.name}/{path.name}, line {ours[-1].lineno}, in {ours[-1].name}"
+
+
+def keys_of(start: protocol.Start) -> Keys:
+    """As the stage sees them."""
+    own = Secret(start.own_key) if start.own_key else None
+    return Keys(own, {alias: int.from_bytes(n, "big") for alias, n in start.moduli})
 
 
 def _resume(saved: protocol.Resume | None) -> Resume | None:

@@ -87,6 +87,10 @@ class Start(Message, frozen=True, tag="start"):
     """whether the stage is the organization's own (stage.find): of an installed module that its policy names"""
     best_effort: bool = False
     """whether it may run without a layer of the sandbox that the kernel does not have"""
+    own_key: bytes = b""
+    """p and q of this peer's Paillier key, as peers.Keys has them"""
+    moduli: list[tuple[Name, bytes]] = []
+    """[(alias, n)], big-endian, of each participant with a key"""
     memory: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
     """bytes that the process may take beyond what it has at its start (0: sandbox.default_memory)"""
 

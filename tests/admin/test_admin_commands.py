@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import grp
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -163,6 +165,8 @@ class Policies:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.used = 0
         self.uid = 1000
+        self.connections = SimpleNamespace(roster=[SimpleNamespace(name="hospital-b", id="fp1b")])
+        self.catalog = SimpleNamespace(list=self._datasets)
         self._path = folder / "admin" / "admin.sock"
         monkeypatch.setattr(service, "caller_of", lambda _: Caller(uid=self.uid, pid=1))
 
@@ -174,6 +178,9 @@ class Policies:
 
     async def use_policy(self) -> None:
         self.used += 1
+
+    async def _datasets(self) -> list[Any]:
+        return [SimpleNamespace(name="patients")]
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -200,7 +207,8 @@ async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_
         assert (await daemon.ask(1000, "policy.show"))["number"] == 0
         kept = await daemon.ask(1001, "policy.set", text="min_rows = 50", after=0)
         assert kept == {
-            "number": 1, "text": "min_rows = 50", "uid": 1001, "time": "2026-06-01T00:00:00.000+00:00", "waiting": []
+            "number": 1, "text": "min_rows = 50", "uid": 1001, "time": "2026-06-01T00:00:00.000+00:00", "waiting": [],
+            "doubts": [],
         }  # fmt: skip
         with pytest.raises(ConfigError, match="changed meanwhile, by uid 1001"):
             await daemon.ask(1002, "policy.set", text="min_rows = 51", after=0)
@@ -209,6 +217,44 @@ async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_
         assert await daemon.ask(1000, "policy.show") == kept
     assert daemon.used == 1
     assert daemon.told == [("policy_set", {"policy": 1, "text": "min_rows = 50"})]
+
+
+SLIPS = """
+trusted = ["hospitl-b"]
+[[rule]]
+do = "refuse"
+stages = ["horizontal.statistcs:*"]
+datasets = ["patient"]
+partners = ["fp1b", "hospital-*", "bank"]
+"""
+
+
+async def test_who_sets_a_policy_is_told_what_it_names_and_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Policies(tmp_path, monkeypatch)
+    async with daemon.serving():
+        told = (await daemon.ask(1000, "policy.set", text=SLIPS))["doubts"]
+        assert told == [
+            "trusted: 'hospitl-b' matches nobody in the roster; did you mean 'hospital-b'?",
+            "rule 1, stages: 'horizontal.statistcs' matches no stage; did you mean 'horizontal.statistics'?",
+            "rule 1, partners: 'bank' matches nobody in the roster",
+            "rule 1, datasets: 'patient' matches no dataset here; did you mean 'patients'?",
+        ]
+        assert (await daemon.ask(1000, "policy.show"))["doubts"] == told
+
+
+@pytest.mark.parametrize(("members", "warned"), [(["root"], True), (["nobody"], False)])
+async def test_who_wants_two_people_is_told_if_there_is_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: list[str], warned: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(grp, "getgrnam", lambda _: SimpleNamespace(gr_mem=members, gr_gid=7))
+    daemon = Policies(tmp_path, monkeypatch)
+    async with daemon.serving():
+        told = (await daemon.ask(1000, "policy.set", text="two_person = true"))["doubts"]
+    assert [one for one in told if "add another to the group fedpeer-admin" in one] == told
+    assert bool(told) == warned
 
 
 @pytest.mark.parametrize("text", ["two_person = false", "two_person = true\napprove = 'auto'", ""])

@@ -24,7 +24,7 @@ from fedpeer.governance import answered
 from fedpeer.governance.answered import Cohort, check_cohort, cohort_of, difference
 from fedpeer.governance.decision import Ask, DatasetAsk, Finding, StageAsk
 from fedpeer.governance.policy import DEFAULT
-from fedpeer.stage import Stage, Table
+from fedpeer.stage import Params, Stage, Table
 from fedpeer.store import INLINE_BYTES, Store
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -72,6 +72,7 @@ class Owner:
         contract: int | None = None,
         stage: str = "look",
         time: str = "2026-06-01",
+        params: Params | None = None,
     ) -> list[Finding]:
         """What fails; [] when it was answered. A `contract` is a new one each time, if none is given."""
         self.runs += 1
@@ -80,7 +81,7 @@ class Owner:
             DatasetAsk(name, bytes(32), 10**6, ("x",)) for name in sorted({cohort.dataset for cohort in cohorts})
         )
         datasets = tuple(replace(d, version=next(c.version for c in cohorts if c.dataset == d.name)) for d in datasets)
-        params = align.Align() if of is align.run else of.params()
+        params = params or (align.Align() if of is align.run else of.params())
         asked = StageAsk(stage, of.name, of, params, "member", parties, datasets)
         others = tuple(peer for peer in parties if peer != ALICE)
         ask = Ask(f"{number:064x}", ALICE, BOB, others, "", NOW, len(parties), (asked,), 0)
@@ -127,6 +128,18 @@ def test_what_was_refused_is_not_answered(alice: Owner) -> None:
     for _ in range(2):
         alice.refuses("no_row_differencing", cohort(range(995)))
     assert alice.ask(cohort(range(989))) == []  # 11 from what was answered, 6 from what was not
+
+
+def test_the_same_rows_with_cells_of_another_size_are_refused(alice: Owner) -> None:
+    """The means of the 10 and of the 11 smallest values tell the eleventh, and so does what is hidden in the middle."""
+    rows, finer = cohort(range(1000)), statistics.Statistics(min_cell=11)
+    assert alice.ask(rows, contract=1) == []
+    for again in (rows, cohort(range(1000), "other name"), cohort(range(999, -1, -1))):
+        assert "with cells of 10, and not of 11" in alice.refuses("no_row_differencing", again, params=finer)
+    alice.refuses("no_row_differencing", rows, params=finer, contract=1, stage="again")
+    assert alice.ask(rows) == []
+    assert alice.ask(rows, of=logistic.evaluate, params=logistic.Evaluate(min_cell=20)) == [], "it tells something else"
+    assert alice.ask(cohort(range(2000)), params=finer) == []
 
 
 def test_every_earlier_answer_is_compared_with(alice: Owner) -> None:

@@ -130,6 +130,23 @@ def test_peers_of_one_organization_have_one_budget(store: Store) -> None:
     assert store.write_now(lambda tx: budget.most_spent(tx, "other", "", names, group, 0)) == 0.0
 
 
+def test_who_left_the_roster_or_came_back_with_another_key_is_who_it_was(store: Store) -> None:
+    group = Policy(organizations={"group": ("bob", "carol")})
+    names = {"fp1bob": "bob", "fp1carol": "carol", "fp1erin": "erin"}
+
+    def pay(wanted: list[Charge]) -> None:
+        store.write_now(lambda tx: budget.charge(tx, wanted, group, NOW, lambda peer: names.get(peer, peer[:8])))
+
+    for job in range(3):
+        pay(due(job, partners=("fp1bob", "fp1erin")))
+    del names["fp1bob"], names["fp1erin"]
+    with pytest.raises(BudgetSpent, match="carol would then have ε = 4"):
+        pay(due(4, partners=("fp1carol",)))
+    names["fp1other"] = "erin"
+    with pytest.raises(BudgetSpent, match="erin would then have ε = 4"):
+        pay(due(4, partners=("fp1other",)))
+
+
 def test_two_names_for_one_source_have_one_budget_and_so_has_a_name_with_another_source(store: Store) -> None:
     charge(store, due(1, dataset="trial", source="/a.csv"))
     charge(store, due(2, dataset="copy", source="/a.csv"))

@@ -19,7 +19,7 @@ from fedpeer.errors import ConfigError, PolicyError
 from fedpeer.governance import policy
 from fedpeer.governance.decision import Ask, DatasetAsk, Decision, StageAsk, decide
 from fedpeer.governance.policy import BOUNDS, DEFAULT, TEXT, Policy, parse
-from fedpeer.stage import Model, Params, Stage, Sum, Table, at_least, stage
+from fedpeer.stage import Model, Params, Report, Stage, Sum, Table, at_least, stage
 from fedpeer.store import Store
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -158,6 +158,7 @@ def test_fewer_own_rows_than_100_are_refused(of: Stage) -> None:
     ("of", "few", "enough"),
     [
         (statistics.run, statistics.Statistics(min_cell=9), statistics.Statistics(min_cell=10)),
+        (logistic.evaluate, logistic.Evaluate(min_cell=9), logistic.Evaluate(min_cell=10)),
         (kmeans.fit, kmeans.Fit(k=2, min_rows=9), kmeans.Fit(k=2, min_rows=10)),
         (declared(Grow), Grow(min_leaf=9), Grow(min_leaf=10)),
     ],
@@ -165,6 +166,14 @@ def test_fewer_own_rows_than_100_are_refused(of: Stage) -> None:
 def test_a_cell_a_cluster_or_a_leaf_of_fewer_than_10_rows_is_refused(of: Stage, few: Params, enough: Params) -> None:
     refused(decide(AUTO, ask(stage_ask(of, few))), "min_cell", "= 9 in the contract, min_cell = 10")
     allowed(decide(AUTO, ask(stage_ask(of, enough))))
+
+
+def test_a_report_of_sums_that_does_not_say_how_small_its_cells_are_is_refused() -> None:
+    silent = stage_ask(declared(outputs={"report": Report}))
+    refused(decide(AUTO, ask(silent)), "min_cell", "reports sums, and has no parameter min_cell")
+    allowed(decide(AUTO, ask(stage_ask(declared(Grow, outputs={"report": Report})))))
+    allowed(decide(AUTO, ask(stage_ask(logistic.evaluate))))
+    allowed(decide(msgspec.structs.replace(AUTO, min_cell=1), ask(silent)))
 
 
 def test_a_model_of_more_than_a_third_of_a_parameter_for_a_row_is_refused() -> None:

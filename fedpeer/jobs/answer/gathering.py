@@ -72,7 +72,7 @@ async def gather(
                 )
                 for name, snapshot in snapshots.items()
             },
-            {peer: name_of(peer) for peer in read.peers},
+            {peer: name_of(peer) for peer in {*read.peers, *answered.aligned_peers(tx)}},
             sandbox_missing,
             memory,
         )

@@ -25,9 +25,10 @@ from fedpeer.data import offers, twin
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import FedpeerError, JobError, TimedOut
 from fedpeer.governance.gate import Gate
-from fedpeer.jobs.contract import DATASET, Contract, FindStage, StageEntry
+from fedpeer.jobs import keyring
+from fedpeer.jobs.contract import DATASET, Contract, FindStage, StageEntry, read_params
 from fedpeer.jobs.execution import Outputs, StartWorker, Worker, checked_outputs, failure
-from fedpeer.secure import fixedpoint
+from fedpeer.secure import fixedpoint, paillier
 from fedpeer.stage import Stage
 from fedpeer.store import RunInThread
 from fedpeer.worker import protocol as ask
@@ -127,7 +128,7 @@ class DryRuns:
                     inputs[alias].append((port, *made[alias, source]))
                 else:
                     raise JobError(f"dry run of stage {entry.id!r}: {source!r} was not made at {alias}")
-        rehearsal = _Rehearsal(entry, declared, roles)
+        rehearsal = _Rehearsal(entry, declared, roles, await self._keys(entry, declared, roles))
         outputs = await rehearsal.run(inputs, self._start_worker)
         for alias, given in outputs.items():
             made |= {(alias, f"{entry.id}.{name}"): output for name, output in given.items()}
@@ -140,6 +141,12 @@ class DryRuns:
             messages=rehearsal.said[me].views(declared),
             outputs={name: kind for name, (kind, _) in sorted(outputs[me].items())},
         )
+
+    async def _keys(self, entry: StageEntry, declared: Stage, roles: Mapping[str, str]) -> dict[str, bytes]:
+        """A key for each simulated participant that has one: alias → p and q."""
+        owners = [alias for alias, role in roles.items() if role in declared.keys]
+        bits = read_params(entry, declared).key_bits if owners else 0  # type: ignore[attr-defined]
+        return {alias: await self._run_in_thread(partial(keyring.make, bits)) for alias in owners}
 
     async def _twin(self, read: Contract, entry: StageEntry, port: str, alias: str, me: str) -> Any:
         """A twin of our dataset at this port, or of our first where we have none there; for us, or as another's."""
@@ -178,8 +185,11 @@ class _Said:
 class _Rehearsal:
     """One stage by all its participants at once."""
 
-    def __init__(self, entry: StageEntry, declared: Stage, roles: Mapping[str, str]) -> None:
-        self._entry, self._declared, self._roles = entry, declared, dict(roles)
+    def __init__(self, entry: StageEntry, declared: Stage, roles: Mapping[str, str], keys: Mapping[str, bytes]) -> None:
+        self._entry, self._declared, self._roles, self._keys = entry, declared, dict(roles), keys
+        self._moduli = [
+            (alias, keyring.as_bytes(paillier.private_key(primes).public.n)) for alias, primes in keys.items()
+        ]
         self.said = {alias: _Said() for alias in roles}
         self._mail: dict[tuple[str, str, str], tuple[Any, Any]] = defaultdict(lambda: trio.open_memory_channel(1 << 16))
         self._meetings: dict[tuple[str, int], _Meeting] = defaultdict(lambda: _Meeting(len(roles)))
@@ -217,6 +227,8 @@ class _Rehearsal:
                 random_bytes(32),
                 None,
                 inputs,
+                own_key=self._keys.get(alias, b""),
+                moduli=self._moduli,
             )
         )
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import msgspec
@@ -66,8 +66,12 @@ class Job:
         self.complete = False  # we say "done", and cannot abort any more
         self.failure: FedpeerError | None = None  # what ended it here
         self.execution: Execution | None = None  # the stage that runs
+        self.awaits = ""
+        """the peer whose key the next stage waits for"""
         self.gone: set[str] = set()  # peers whose end we do not wait for any more
         self.verdict: Verdict | None = None
+        self.asked = trio.Event()
+        """set when our own policy has said something to it"""
         self.agreed = trio.Event()
         self.over = trio.Event()
         if kept.state:
@@ -129,7 +133,8 @@ class Job:
         """Without whom this peer does not go on. Sums are not meant: they go on without some, or end by themselves."""
         if self.is_complete():
             return [peer for peer in self.contract.peers if peer not in self.hear().dones]
-        return [self.execution.waits_for] if self.execution is not None and self.execution.waits_for else []
+        awaited = (self.awaits, self.execution.waits_for if self.execution is not None else "")
+        return [peer for peer in awaited if peer]
 
     def judge(self) -> None:
         """Look at all that is known; at the job's end stop everything that runs for it."""
@@ -199,9 +204,9 @@ class Job:
         logged = await self._store.read(lambda tx: archive.logged(tx, self.id))
         return [LogLine(time=time, event=event, facts=facts) for time, event, facts in [*logged, *self._unwritten]]
 
-    def time(self) -> str:
-        """Now, as the log has it."""
-        return time_of(self._now())
+    def time(self, ahead_s: float = 0.0) -> str:
+        """Now, or so many seconds from now, as the log has it."""
+        return time_of(self._now() + timedelta(seconds=ahead_s))
 
 
 def seconds_of(moment: datetime) -> int:
