@@ -5,7 +5,7 @@ own, a record; the forest knows whose it is, and nothing of feature and threshol
 
 Rules
 * What outlives a turn lies in `Growing.state`, a dict of message values; everything else follows from the inputs.
-* A level ends when each of its nodes was split or is a leaf. A node of fewer than 2·MIN_ROWS rows is not tried.
+* A level ends when each of its nodes was split or is a leaf. A child of fewer than 2·MIN_ROWS rows is a leaf.
 * Sums of rows that do not learn are 0, but they go through the trees, count as rows, and have margins.
 """
 
@@ -88,10 +88,8 @@ class Growing:
         state["g"], state["h"] = (np.rint(weights * each).astype(np.int64) for each in (g, h))
         state["features"] = features
         state["node"] = np.zeros(len(weights), np.int16)
-        state["open"] = [0] if len(weights) >= 2 * MIN_ROWS else []
+        state["open"] = [0]
         self._value(0, state["g"], state["h"])
-        if not state["open"]:
-            self._end_tree()
 
     def places(self) -> npt.NDArray[np.int16]:
         """Of each row the place of its node among the open ones, or -1."""

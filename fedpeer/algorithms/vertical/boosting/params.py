@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final, Literal, NoReturn
 
 import msgspec
 import numpy as np
@@ -20,13 +20,6 @@ MAX_DEPTH: Final = 8
 MAX_ROWS: Final = 1 << 20
 MAX_FEATURES: Final = 10_000
 ALIGN: Final = "align the tables, and choose the common rows: vertical.align, local.select"
-
-REFUSED: Final = {
-    "goss": "goss is refused: the rows of large gradient are the labels in many cases (leave it out)",
-    "count:poisson": "no bound of its derivatives holds whatever the labels are",
-    "regression:l1": "its second derivative is 0",
-}
-"""What others' boosting has and this one does not, by name, and why."""
 
 
 class Fit(Params, frozen=True):
@@ -57,16 +50,15 @@ class Fit(Params, frozen=True):
     """Part of the rows, drawn by the guest, that no tree learns from. Hosts do not see which."""
     early_stopping: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     """Training ends, and goes back to the best, after so many trees without a lower loss of the validation rows."""
-    key_bits: Annotated[int, msgspec.Meta(ge=2048, le=3072)] = 2048
+    key_bits: Literal[2048, 3072] = 2048
     goss: bool = False
+    """Refused: rows are never chosen by their gradients."""
 
     def __post_init__(self) -> None:
         if self.goss:
-            raise ValueError(REFUSED["goss"])
+            raise ValueError("goss is refused: which rows have a large gradient tells their labels")
         if self.early_stopping and not self.validation:
             raise ValueError("early_stopping takes validation rows: say which part, validation = 0.2")
-        if self.key_bits not in paillier.LENGTHS:
-            raise ValueError(f"key_bits is {' or '.join(map(str, paillier.LENGTHS))}")
 
 
 def groups(params: Fit) -> int:
