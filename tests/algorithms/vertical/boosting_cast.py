@@ -36,10 +36,11 @@ def table(x: Array, y: Array = None, **more: Array) -> Table:
 
 
 def features(rows: int = 150, seed: int = 1) -> Array:
-    """Six columns: two alike, a constant one, one of few values, missing ones, and one that is all missing."""
+    """Columns that are alike, a constant one, one of few values, missing ones, and one that is all missing."""
     chance = np.random.default_rng(seed)
-    x = chance.normal(size=(8, rows))
-    x[1] = x[0]  # ties between owners
+    x = chance.normal(size=(10, rows))
+    x[1] = x[8] = x[0]  # ties between owners, and of one
+    x[9] = x[7]
     x[2] = np.round(x[2])
     x[3, chance.random(rows) < 0.3] = np.nan
     x[4] = 7.0
@@ -55,7 +56,7 @@ def labels(x: Array, objective: str = "binary:bce") -> Array:
     return (score > 0.2) * 1.0 if objective == "binary:bce" else np.digitize(score, [-0.7, 0.7]) * 1.0
 
 
-SHARES = {2: [[0, 2, 4], [1, 3, 5, 6, 7]], 4: [[0, 4], [1, 2], [3, 5, 6], [7]]}
+SHARES = {2: [[0, 2, 4, 8], [1, 3, 5, 6, 7, 9]], 4: [[0, 4, 8], [1, 2], [3, 5, 6], [7, 9]]}
 """Which columns each participant has."""
 
 

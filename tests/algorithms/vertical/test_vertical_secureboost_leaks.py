@@ -107,9 +107,9 @@ def test_the_guest_sees_the_same_sums_in_another_order_whatever_the_order_of_fea
     y = labels(x)
     params = Fit(n_estimators=1, max_depth=1, max_bin=6, complete_secure=False)
     mirrored = x.copy()
-    mirrored[[1, 3, 5, 6, 7]] = x[[7, 5, 6, 3, 1]]
+    mirrored[[1, 3, 5, 6, 7, 9]] = x[[9, 7, 5, 6, 3, 1]]
     first, again, other = (
-        opened(trained(split(2, each, y), params, seed=seed), params, 90, 5 * 5 * 2)[0][0]
+        opened(trained(split(2, each, y), params, seed=seed), params, 90, 6 * 5 * 2)[0][0]
         for each, seed in ((x, 1), (x, 2), (mirrored, 1))
     )
     assert sorted(first) == sorted(again) == sorted(other)
@@ -149,10 +149,10 @@ def test_what_is_returned_has_new_noise_and_no_free_bit(monkeypatch: pytest.Monk
     assert len(arrays) == 2
     assert not np.array_equal(*arrays)
     top = slots_of(params, 60).slots
-    free = PRIVATE.public.bits - 2 - 10 * top.width  # of 27 slots 10 are used, in one ciphertext
+    free = PRIVATE.public.bits - 2 - 12 * top.width  # of 31 slots 12 are used, in one ciphertext
     assert all(array.shape == (1, 512) for array in arrays)
     fillings = [
-        PRIVATE.public.centred(PRIVATE.decrypt(Ciphertexts.from_array(PRIVATE.public, array, 1)))[0] >> 10 * top.width
+        PRIVATE.public.centred(PRIVATE.decrypt(Ciphertexts.from_array(PRIVATE.public, array, 1)))[0] >> 12 * top.width
         for array in arrays
     ]
     assert len(set(fillings)) == 2
@@ -303,6 +303,7 @@ def test_what_cannot_be_is_refused_naming_who_sent_it(n: int, name: str, quick: 
     x[7] = labels(x) * 3 + np.random.default_rng(1).normal(size=150)  # bob (of two) has the best splits
     if n == 4:
         x[1] = x[7]
+    x[9] = x[7]
     inputs = split(n, x, labels(x) if tag != "left" else (x[7] > 1) * 1.0)
     with pytest.raises((RemoteProtocolError, DataError), match=words) as error:
         trained(inputs, params, tampered(tag, change, by))
