@@ -14,7 +14,7 @@ from fedpeer.algorithms.vertical import secureboost
 from fedpeer.algorithms.vertical.boosting import guest, host
 from fedpeer.algorithms.vertical.boosting.params import Fit
 from fedpeer.secure import losses, trees
-from fedpeer.stage import Model
+from fedpeer.stage import Model, Params, Stage
 from fedpeer.testing.stages import CAST, Run, check_stage, run_stage
 
 Array = Any
@@ -120,7 +120,7 @@ def test_so_they_are_for_parts_of_rows_and_features_weights_and_every_objective(
         learning_rate=0.4,
         reg_lambda=0.5,
         gamma=0.01,
-        min_child_weight=0.5,
+        min_child_weight=4.0,
         subsample=0.8,
         subsample_feature=0.6,
         weight="w",
@@ -134,14 +134,14 @@ def test_so_they_are_for_parts_of_rows_and_features_weights_and_every_objective(
     assert (top.arrays["owner"][: len(top.arrays["base"])] <= 0).all(), "a host split a node of the first trees"
 
     inputs = {alias: {"model": models[alias], **given} for alias, given in split(n, x, y, w=weights).items()}
-    scored = run_stage(secureboost.predict, secureboost.Params(), inputs, roles=roles(n)).outputs
+    scored = run_stage(secureboost.predict, Params(), inputs, roles=roles(n)).outputs
     assert [scored[alias]["scores"] for alias in CAST[1:n]] == [None] * (n - 1)
     found: Any = scored["alice"]["scores"]
     assert found.ids() == [f"row {i}" for i in range(len(y))]
     loss = losses.Loss(objective, params.num_class, top.facts["middle"], top.facts["half"])
     for name, values in loss.scores(margins).items():
         np.testing.assert_array_equal(found.column(name), values)
-    leaves: Any = run_stage(secureboost.encode, secureboost.Params(), inputs, roles=roles(n)).outputs["alice"]["leaves"]
+    leaves: Any = run_stage(secureboost.encode, Params(), inputs, roles=roles(n)).outputs["alice"]["leaves"]
     assert len(leaves.features) == top.facts["n_trees"]
     for number, name in enumerate(leaves.features):
         assert (top.arrays["owner"][number][leaves.column(name).astype(int)] == -1).all(), "not a leaf"
@@ -174,7 +174,7 @@ def test_going_on_from_a_model_gives_the_trees_of_one_run(n: int, quick: None, m
     check = {alias: {"model": outputs["model"], **inputs[alias]} for alias, outputs in second.outputs.items()}
     swapped = {alias: check[alias] for alias in ["alice", *reversed(CAST[1:n])]}
     found = [
-        run_stage(secureboost.predict, secureboost.Params(), each, roles={a: roles(n)[a] for a in each}).digests
+        run_stage(secureboost.predict, Params(), each, roles={a: roles(n)[a] for a in each}).digests
         for each in (check, swapped)
     ]
     assert found[0]["alice"] == found[1]["alice"], "the order of hosts in a later contract matters"
@@ -201,6 +201,34 @@ def test_training_stops_when_the_validation_rows_get_worse_and_goes_back_to_the_
         model: Any = run.outputs[alias]["model"]
         number = CAST.index(alias)
         assert len(model.arrays["feature"]) == (top.arrays["owner"] == number).sum()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("stage", [secureboost.refit, secureboost.predict, secureboost.encode])
+def test_so_does_what_goes_on_from_a_model(n: int, stage: Stage, quick: None) -> None:
+    x = features(90, seed=8)
+    params, inputs = Fit(n_estimators=1, max_depth=2, max_bin=3, complete_secure=False), split(n, x, labels(x))
+    first = trained(inputs, params)
+    inputs = {alias: {**given, "model": first.outputs[alias]["model"]} for alias, given in inputs.items()}
+    given = params if stage is secureboost.refit else Params()
+    check_stage(stage, given, lambda _: inputs, lambda _: None, roles=roles, sizes=(n,), keys=key)
+
+
+def test_of_two_siblings_only_the_rows_of_the_smaller_are_added_up(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, added = features(200), []
+    summed = trees._summed
+
+    def counted(peers: Any, gradients: Any, bins: Any, node: Array, count: int, max_bin: int) -> Any:
+        added.append(int((node >= 0).sum()))
+        return summed(peers, gradients, bins, node, count, max_bin)
+
+    monkeypatch.setattr(trees, "_summed", counted)
+    trained(split(2, x, labels(x)), Fit(n_estimators=1, max_depth=3, max_bin=4, complete_secure=False))
+    assert added[0] == 200
+    assert len(added) > 2
+    assert max(added[1:]) <= 100
 
 
 @pytest.mark.parametrize("n", [2, 4])
