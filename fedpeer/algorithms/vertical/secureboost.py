@@ -55,7 +55,7 @@ TRAINING: Final[dict[str, Message]] = {
         max_bytes=64 << 20,
     ),
     "left": Open("host", "guest", "which rows go left at this host's best splits", max_bytes=MAX_ROWS + HEADER),
-    "gains": Open("guest", "host", "by how much each split of this host lowered the loss", max_bytes=BYTES),
+    "gains": Open("guest", "host", "by how much each split of this host lowered the loss", max_bytes=64 << 20),
 }
 
 
