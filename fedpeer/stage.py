@@ -20,12 +20,14 @@ that this role does not produce is None). It may await nothing but methods of `p
 differential privacy is drawn by secure/dp.py, whose rules say where it has to lie.
 
 A stage that returns a model says how many numbers it fits (`parameters`), and one that adds noise what it costs
-(`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say.
+(`cost`): the policy of each owner asks both before anything runs, and refuses a model that does not say. One that
+holds its rows as a matrix says so (`memory`): what cannot fit in a worker is refused then, too.
 
 `messages` is what leaves the organization, and the only thing: operators read it before they sign, the daemon's
 gate enforces it, the leak tests compare it with every recorded frame. A stage whose only role is "member" has sums
 and agreed values and no send: it cannot show one peer's numbers to another even by mistake. A total over few rows
-shows those rows: sum counts first, and values only of groups that are large enough (ten rows is a common bound).
+shows those rows, and whoever reads a total can take its own part out. So each participant's part has no small cells:
+secure/cells.py makes it so, with a parameter `min_cell`, which a stage that reports sums without noise must have.
 
 Testing it takes about 20 lines (`fedpeer.testing.stages`; see tests/algorithms/horizontal/test_horizontal_logistic.py):
 
@@ -284,6 +286,9 @@ class Stage:
     """(params, n_features) → how many numbers its model fits to the rows; not part of the declaration."""
     cost: Callable[[Any], tuple[float, float] | None] | None = None
     """params → (epsilon, delta) of one run, None without noise; not part of the declaration."""
+    memory: Callable[[Any, int, int], int] | None = None
+    """(params, rows, n_features) → bytes that a worker takes for it beside its inputs, at least; not part of the
+    declaration."""
     extra: str = ""
     """the extra of fedpeer that must be installed where it runs, a key of EXTRAS; not part of the declaration"""
     keys: Collection[str] = ()
@@ -356,6 +361,7 @@ def stage(
     params: type[Params] = Params,
     parameters: Callable[[Any, int], int] | None = None,
     cost: Callable[[Any], tuple[float, float] | None] | None = None,
+    memory: Callable[[Any, int, int], int] | None = None,
     extra: str = "",
     keys: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Stage]:
@@ -389,6 +395,7 @@ def stage(
             dict(messages),
             parameters,
             cost,
+            memory,
             extra,
             tuple(keys),
         )
@@ -413,7 +420,7 @@ def find(name: str, own: Collection[str] = ()) -> Stage:
         loaded = importlib.import_module(f"fedpeer.algorithms.{module}")
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("fedpeer.algorithms"):
-            known = _algorithms()
+            known = algorithms()
             near = difflib.get_close_matches(module, known, n=1)
             hint = (
                 f"did you mean {near[0]!r}?"
@@ -436,7 +443,7 @@ def check_own(name: str) -> None:
     parts = module.split(".")
     if (colon and not function.isidentifier()) or not all(part.isidentifier() for part in parts):
         raise ContractError(f"{name!r} is not the name of a stage", hint='written as "bank.scoring:fit"')
-    ours = {"fedpeer", *(known.partition(".")[0] for known in _algorithms())}
+    ours = {"fedpeer", *(known.partition(".")[0] for known in algorithms())}
     if parts[0] in ours or parts[0] in sys.stdlib_module_names:
         raise ContractError(
             f"{name!r} cannot be of your own: {parts[0]!r} is a name of fedpeer's or of Python's",
@@ -466,7 +473,7 @@ def _declared(loaded: ModuleType, module: str, function: str) -> Stage:
     return found
 
 
-def _algorithms() -> list[str]:
+def algorithms() -> list[str]:
     """The names of all modules two levels below fedpeer.algorithms, read from its folders: none is imported."""
     folders = importlib.import_module("fedpeer.algorithms").__path__
     modules = [path for folder in folders for path in Path(folder).glob("*/[!_]*.py")]

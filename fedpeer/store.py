@@ -106,7 +106,7 @@ class Store:
         self._committed: deque[Callable[[], None]] = deque()
         self._reserve, self._reserve_bytes = folder / "reserve", 0
         self._parts = itertools.count()
-        self._unclaimed: Counter[bytes] = Counter()  # files under names of others that no row names yet
+        self._unclaimed: Counter[bytes] = Counter()  # files that are held, for no row names them yet
         self._claims = threading.Lock()
         try:
             self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -207,22 +207,24 @@ class Store:
         while self._committed:
             self._committed.popleft()()
 
-    async def put_file(self, data: Buffer | Sequence[Buffer], name: bytes | None = None) -> bytes:
+    async def put_file(
+        self, data: Buffer | Sequence[Buffer], name: bytes | None = None, *, held: bool = False
+    ) -> bytes:
         """Keep bytes, or pieces of them one after the other, as a file, durably; its name, the digest, is returned.
 
         The same bytes are kept once. `name` is the digest by which others know them, if it is not hash_("fp.file", of
-        the whole); such a file is not removed by anybody before it is `claimed`.
+        the whole); such a file, and one that is `held`, is not removed by anybody before it is `claimed`.
         """
-        return await self._run(lambda: self.put_file_now(data, name))
+        return await self._run(lambda: self.put_file_now(data, name, held=held))
 
-    def put_file_now(self, data: Buffer | Sequence[Buffer], name: bytes | None = None) -> bytes:
+    def put_file_now(self, data: Buffer | Sequence[Buffer], name: bytes | None = None, *, held: bool = False) -> bytes:
         given = [data] if isinstance(data, bytes | bytearray | memoryview) else data
         pieces = [memoryview(piece).cast("B") for piece in given]
         digest = _digest(pieces) if name is None else name
         path = self.path_of(digest)
         with self._claims:  # the same bytes may just be given up by another job
-            if name is not None:
-                self._unclaimed[name] += 1
+            if held or name is not None:
+                self._unclaimed[digest] += 1
             if path.exists():
                 return digest
         part = path.with_suffix(".part")
@@ -232,7 +234,7 @@ class Store:
         return digest
 
     def put_stream(self, pieces: Iterable[Buffer]) -> bytes:
-        """`put_file` for pieces that are made while they are written; no more than one is in memory.
+        """`put_file`, held, for pieces that are made while they are written; no more than one is in memory.
 
         It runs in the caller's thread, for the writer's may not wait for the source of the pieces. What that raises
         passes, and nothing is kept. The digest begins with the length, so the file is read once more when it is known.
@@ -241,6 +243,8 @@ class Store:
         part = self.files / f"{next(self._parts)}.part"
         self._write_part(part, (memoryview(piece).cast("B") for piece in pieces), lambda write: write())
         digest = _digest_of_file(part)
+        with self._claims:
+            self._unclaimed[digest] += 1
         self._name_part(part, self.path_of(digest))
         return digest
 
@@ -272,13 +276,13 @@ class Store:
         return self.files / digest.hex()
 
     def claimed(self, digest: bytes) -> None:
-        """A row names this file now: who removes that row removes the file. Called when it is committed."""
+        """A row names this file now, or none will: who removes that row removes the file. Called after the commit."""
         with self._claims:
             self._unclaimed[digest] -= 1
             self._unclaimed += Counter()  # drops what is not above zero
 
     def remove_file(self, digest: bytes) -> None:
-        """Remove a file, unless it was put again under its name and no row names it yet."""
+        """Remove a file, unless somebody holds it who put it again, and no row names it yet."""
         with self._claims:
             if not self._unclaimed[digest]:
                 self.path_of(digest).unlink(missing_ok=True)

@@ -24,11 +24,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import json
 import statistics
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +34,7 @@ from time import process_time
 from typing import Any, NamedTuple
 
 import numpy as np
+from peer_environment import python_of
 from secagg_case import Case, fingerprint
 from secagg_ours import Recording, same_work, signing_key
 
@@ -53,26 +52,12 @@ GROWTH = {"n": [(n, 100_000) for n in (5, 10, 20, 40, 70, 100)], "d": [(10, d * 
 # the other side
 
 
-def peer_python() -> Path:
-    """The interpreter of the environment of what we are compared with; made when its lock has changed."""
-    folder = ROOT / ".bench" / "peer"
-    python, stamp = folder / "bin" / "python", folder / "lock.sha256"
-    wanted = hashlib.sha256(LOCK.read_bytes()).hexdigest()
-    if not stamp.is_file() or stamp.read_text() != wanted:
-        print("bench: installing what we are compared with into .bench/peer (once)", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--require-hashes"]
-        subprocess.run([*pip, "-r", LOCK], check=True)
-        stamp.write_text(wanted)
-    return python
-
-
 class Flower:
     """A process that does rounds of SecAgg+."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [peer_python(), ROOT / "scripts" / "secagg_flower.py"],
+            [python_of("peer", LOCK), ROOT / "scripts" / "secagg_flower.py"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -238,7 +223,7 @@ def main() -> None:
     options = arguments.parse_args()
     if options.plot:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        drawing = [peer_python(), ROOT / "scripts" / "secagg_plot.py", options.plot]
+        drawing = [python_of("peer", LOCK), ROOT / "scripts" / "secagg_plot.py", options.plot]
         subprocess.run(drawing, input=json.dumps(growth()), text=True, check=True)
         return
     cases: list[dict[str, Any]] = []

@@ -1,10 +1,12 @@
-"""Bugs planted on purpose, one patch each in tests/planted: a simulation must find every one of them.
+"""Bugs planted on purpose, one patch each in tests/planted: every one of them must be found.
 
     ./scripts/test planted [--seeds 2000] [NAME …]
 
 A patch begins with a line that says what it breaks, and changes at most ten lines. It is applied to a copy of the
-package. There, sums without faults must still be right (the bug is none that any test would see), and of the given
-number of seeds at least one must fail. Exit 1 if a bug is not found, or breaks what has no faults.
+package. If its second line is "Found by: tests/….py::test_…", these tests must fail there (that they pass without it
+is what ./scripts/test shows). All others are bugs of secure sums: without faults the sums must still be right (the bug
+is none that any test would see), and of the given number of seeds of the simulator at least one must fail.
+Exit 1 if a bug is not found, or breaks what has no faults.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +26,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 PLANTED = ROOT / "tests" / "planted"
 MOST_LINES = 10
+FOUND_BY = "Found by: "
 
 
 def changed_lines(patch: Path) -> int:
@@ -33,10 +37,18 @@ def changed_lines(patch: Path) -> int:
     return max(removed, added)
 
 
+def tests_for(patch: Path) -> list[str]:
+    """The tests that are to find a bug; none if that is the simulator's work."""
+    second = patch.read_text().splitlines()[1]
+    return second.removeprefix(FOUND_BY).split() if second.startswith(FOUND_BY) else []
+
+
 def plant(patch: Path, folder: Path) -> None:
-    """A copy of the package in `folder`, with the bug. Raises CalledProcessError if the patch does not fit."""
+    """A copy of the package and its tests in `folder`, with the bug. CalledProcessError if the patch does not fit."""
     folder.mkdir(exist_ok=True)
-    shutil.copytree(ROOT / "fedpeer", folder / "fedpeer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("fedpeer", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
     command = ["git", "apply", str(patch)]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
 
@@ -52,12 +64,27 @@ def simulate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def run_tests(folder: Path, nodes: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """These tests, of the package in this folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *nodes],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
 def found(patch: Path, seeds: int) -> str:
     """How the bug was found. Raises AssertionError if it was not, or if it is none."""
     assert changed_lines(patch) <= MOST_LINES, f"{patch.name} changes more than {MOST_LINES} lines"
     with tempfile.TemporaryDirectory(prefix="fedpeer-planted-") as name:
         folder = Path(name)
         plant(patch, folder)
+        if nodes := tests_for(patch):
+            ran = run_tests(folder, nodes)
+            assert ran.returncode == 1, f"not found by {' '.join(nodes)}: {ran.stdout[-500:]}{ran.stderr[-500:]}"
+            return next(line for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR")))
         calm = simulate(folder, "--seeds", "4", "--calm", "--stop")
         assert calm.returncode == 0, f"it breaks what has no faults: {_head(calm)}"
         stormy = simulate(folder, "--seeds", str(seeds), "--stop")

@@ -9,12 +9,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no bug.
+hypothesis.settings.register_profile("fedpeer", deadline=None)
+hypothesis.settings.load_profile("fedpeer")
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ from fedpeer.admin.commands import (
     EntryView,
     PolicyView,
     StatusView,
+    WaitingView,
 )
 from fedpeer.crypto import Secret
 from fedpeer.data.catalog import DatasetView
@@ -49,6 +50,7 @@ from fedpeer.errors import ConfigError, DataError, FedpeerError, NotAuthorized, 
 from fedpeer.events import Events
 from fedpeer.governance import export
 from fedpeer.governance import tree as audit_tree
+from fedpeer.governance.budget import CHARGED, Privacy
 from fedpeer.governance.export import Line
 from fedpeer.identity import Identity
 from fedpeer.jobs.dryrun.service import DryMessageView, DryRunView, DryStageView
@@ -195,7 +197,7 @@ ACCOUNT = AccountView(
     dataset="rows", partner="fp1b", name="bank\x1b[2J", epsilon=0.8, left=2.2, delta=1e-8, stages=1, last="t"
 )
 BUDGET = BudgetView(
-    dataset="rows", per_year=3.0, per_job=None, accounts=[ACCOUNT],
+    dataset="rows", remembered=7, most_remembered=1000, per_year=3.0, per_job=None, accounts=[ACCOUNT],
     charges=[ChargeView(time="t", job=JOB, stage="describe", run="horizontal.statistics:private", partner="fp1b",
                         name="bank\x1b[2J", epsilon=0.8, delta=1e-8)],
 )  # fmt: skip
@@ -219,6 +221,7 @@ class Peer:
             "peer.datasets": OFFERS,
             "peer.ping": {"id": "fp1b", "name": "bank", "seconds": 0.0123},
             "dataset.add": DATASET, "dataset.list": [DATASET], "dataset.show": DATASET, "dataset.remove": None,
+            "dataset.offer": DATASET,
             "job.submit": job_view("proposed"), "job.list": [job_view()], "job.show": job_view(),
             "job.wait": job_view(), "job.dry-run": DRY_RUN,
             "job.logs": [
@@ -339,6 +342,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "dataset.add": ("dataset", "add", "rows", "/d.csv", "--id", "id", "--label", "y"),
     "dataset.list": ("dataset", "list"),
     "dataset.show": ("dataset", "show", "rows"),
+    "dataset.offer": ("dataset", "offer", "rows"),
     "dataset.remove": ("dataset", "remove", "rows", "--yes"),
     "job.submit": ("job", "submit", "-"),
     "job.dry-run": ("job", "dry-run", "-"),
@@ -415,8 +419,12 @@ def test_a_verb_asks_the_daemon_and_shows_the_answer(
 
 def test_a_budget_is_shown_with_its_limits_and_its_charges(peer: Peer, run: Run) -> None:
     shown = run("budget", "show", "rows")[1]
-    for text in ("a partner and year  ε = 3", "a job               no limit", "horizontal.statistics:private", "2.2"):
+    for text in ("a partner and year  ε = 3", "a job               no limit", "horizontal.statistics:private", "2.2",
+                 "answered            from 7 tables of at most 1000"):  # fmt: skip
         assert text in shown
+    assert "--forget" not in shown
+    peer.answers["budget.show"] = msgspec.structs.replace(BUDGET, remembered=1000)
+    assert "fedpeer dataset remove rows --forget" in run("budget", "show", "rows")[1]
     peer.answers["budget.list"] = []
     assert run("budget", "list")[1] == "nothing was charged in the last year\n"
 
@@ -496,8 +504,9 @@ def test_a_card_is_taken_as_text_file_or_standard_input(
     peer: Peer, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "card.txt").write_text(f"{CARD}\n")
+    (tmp_path / "printed.txt").write_text(screen.card(msgspec.to_builtins(CARD_VIEW)))
     monkeypatch.setattr(sys, "stdin", Stdin(f"{CARD}\n".encode()))
-    for given in (CARD, str(tmp_path / "card.txt"), "-"):
+    for given in (CARD, str(tmp_path / "card.txt"), str(tmp_path / "printed.txt"), "-"):
         assert run("peer", "add", given)[0] == 0
         assert peer.asked[-1][1]["card"].strip() == CARD
     for given in (str(tmp_path / "nowhere"), str(tmp_path), "hello", ""):
@@ -675,6 +684,11 @@ def test_a_wait_for_a_silent_daemon_ends_with_7(peer: Peer, run: Run) -> None:
         silent.close()
 
 
+def test_an_event_says_what_it_is_about() -> None:
+    assert screen.topic({"topic": f"job:{JOB}", "event": "done"}) == f"job {JOB[: screen.SHORT]}"
+    assert screen.topic({"event": "started"}) == ""
+
+
 def test_a_watch_is_lines_of_events_until_the_last(peer: Peer, run: Run) -> None:
     peer.answers["job.show"] = lambda: job_view("running")
 
@@ -763,11 +777,14 @@ def test_the_picture_has_a_word_for_what_the_sum_is_at_and_names_who_is_left_out
 
     view = job_view("running")
     view.stages[0].state = "running"
-    view.stages[0].sums = sums_view(turn=4, survivors=["clinic"], left_out={"bank": [2, 4]})
+    waits = {"waits_for": ["shop\x1b"], "waits_until": "2026-01-01T01:00:00Z"}
+    view.stages[0].sums = sums_view(turn=4, survivors=["clinic"], left_out={"bank": [2, 4]}, **waits)
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(screen._picture(msgspec.to_builtins(view), {"fit": screen.SUM_STEPS["opened"]}))
     said = console.export_text()
     assert "sum of 1 of 4  taking the masks off" in said
+    for told in (said, screen.job(msgspec.to_builtins(view))):
+        assert "waits for shop\ufffd until 2026-01-01T01:00:00Z" in told
     assert "fit: left out of the sums 3 turns in a row: bank�[2J" in said
 
 
@@ -899,6 +916,38 @@ def test_a_contract_that_the_policy_refuses_ends_the_test_with_6_and_says_why(pe
 
 def test_the_policy_is_printed_as_it_was_written(peer: Peer, run: Run) -> None:
     assert run("policy", "show")[1] == "# ours\nmin_rows = 50 # �[2J\n"
+
+
+def test_a_charge_in_the_audit_is_read_as_privacy(peer: Peer, run: Run) -> None:
+    cost = Privacy.of(0.25, 1e-8)
+    facts = {"partner": "fp1b", "epsilon": cost.epsilon, "delta": cost.delta}
+    charged = EntryView(number=3, time="t", event=CHARGED, job=JOB, facts=facts)
+    peer.answers["audit.list"], peer.answers["audit.show"] = [charged], charged
+    listed, shown = run("audit", "list")[1].split(), run("audit", "show", "3")[1].split()
+    assert {"epsilon=0.25", "delta=1e-08"} <= set(listed)
+    assert {"0.25", "1e-08"} <= set(shown)
+    assert json.loads(run("--json", "audit", "show", "3")[1])["data"]["facts"]["epsilon"] == cost.epsilon
+
+
+WAITS = msgspec.structs.replace(POLICY, waiting=[WaitingView(uid=1000, text="min_rows = 5\n", time="t")])
+
+
+def test_a_policy_that_waits_for_a_second_person_is_said_and_shown(peer: Peer, run: Run, tmp_path: Path) -> None:
+    peer.answers["policy.set"] = peer.answers["policy.show"] = WAITS
+    (file := tmp_path / "ours.toml").write_text("min_rows = 5\n")
+    assert "waits for a second person" in run("policy", "set", str(file))[1]
+    assert "fedpeer policy show --waiting 1000" in run("policy", "show")[2]
+    assert run("policy", "show", "--waiting", "1000")[:2] == (0, "min_rows = 5\n")
+    assert run("policy", "show", "--waiting", "7")[0] == 5
+
+
+def test_what_a_policy_names_that_is_not_there_is_a_warning(peer: Peer, run: Run, tmp_path: Path) -> None:
+    doubted = msgspec.structs.replace(POLICY, doubts=["rule 1, partners: 'bnk' matches nobody\x1b"])
+    peer.answers["policy.set"] = peer.answers["policy.show"] = doubted
+    (file := tmp_path / "ours.toml").write_text("min_rows = 5\n")
+    for command in (("set", str(file)), ("show",)):
+        code, _, err = run("policy", *command)
+        assert (code, "warning: rule 1, partners: 'bnk' matches nobody" in err, "\x1b" in err) == (0, True, False)
 
 
 class Editor:

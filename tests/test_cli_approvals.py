@@ -12,7 +12,7 @@ import test_cli
 from test_cli import REVIEW, Peer, Run, Stdin, job_view
 
 from fedpeer.errors import PolicyError
-from fedpeer.jobs.views import AsksView, ChangeView, FindingView
+from fedpeer.jobs.views import AsksView, ChangeView, FindingView, ReadView
 
 peer, run, no_environment = test_cli.peer, test_cli.run, test_cli.no_environment  # fixtures
 APPROVE = ("job", "approve", "ab12", "--yes")
@@ -32,7 +32,7 @@ def test_before_it_asks_it_shows_what_it_is_about(peer: Peer, run: Run, monkeypa
     assert (code, "--yes" in err) == (2, True)
     assert asked(peer, "job.approve") == []
     for text in (
-        "horizontal.logistic:fit, as member", "rows: 1234 rows; columns age, bmi; label y", "reg_lambda = 0.1",
+        "horizontal.logistic:fit, as member", "rows: 1234 rows; 2 columns: age, bmi; label y", "reg_lambda = 0.1",
         "gradient  sum", "sum of gradients", "nobody sees one's part", "values are hidden among those of at least 2",
         "epsilon 0.5", "min_rows: 1234 rows in 'rows'", "the first job of bank",
     ):  # fmt: skip
@@ -58,6 +58,16 @@ def test_new_rows_go_with_always(peer: Peer, run: Run) -> None:
     code, _, err = run(*APPROVE, "--on-new-rows")
     assert (code, "--always-like-this" in err) == (2, True)
     assert peer.asked == []
+
+
+def test_every_column_is_named_however_many_they_are(peer: Peer, run: Run) -> None:
+    names = [f"c{number}" for number in range(400)]
+    wide = msgspec.structs.replace(
+        REVIEW.stages[0], reads=[ReadView(dataset="rows", rows=1234, columns=names, label="y")]
+    )
+    review(peer, stages=[wide])
+    for shown in (run("job", "review", "ab12")[1], run(*APPROVE)[1]):
+        assert f"400 columns: {', '.join(names)}; label y" in shown
 
 
 def test_the_second_person_is_called_for(peer: Peer, run: Run) -> None:

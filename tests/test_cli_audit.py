@@ -11,6 +11,7 @@ import pytest
 
 from fedpeer import cli, codec
 from fedpeer.crypto import Secret
+from fedpeer.errors import AuditBroken
 from fedpeer.governance import audit, export, heads, passport, tree
 from fedpeer.governance.export import Line
 from fedpeer.governance.heads import Cosign, SignedHead
@@ -58,6 +59,40 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
+def redact(log: Path, *numbers: int) -> Path:
+    lines = [msgspec.json.decode(line, type=Line) for line in log.read_bytes().splitlines()]
+    shown = [msgspec.structs.replace(line, entry=b"") if line.number in numbers else line for line in lines]
+    path = log.with_name("redacted.log")
+    path.write_bytes(export.lines(shown))
+    return path
+
+
+def test_hidden_entries_are_counted_and_their_hashes_hold_as_they_do(run: Run, log: Path) -> None:
+    code, out, _ = run("audit", "verify", str(redact(log, *range(1, 11))))
+    assert code == 0
+    assert "all 10 entries are as they were appended, 10 of them hidden; co-signed up to entry 8" in out
+    assert "3 of them hidden" in run("audit", "verify", str(redact(log, 2, 5, 9)))[1]
+    assert "hidden" not in run("audit", "verify", str(log))[1]
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 8])
+def test_a_hidden_entry_cannot_be_another_one_or_be_left_out(run: Run, log: Path, number: int) -> None:
+    path = redact(log, *range(1, 11))
+    lines = [msgspec.json.decode(line, type=Line) for line in path.read_bytes().splitlines()]
+    at = next(i for i, line in enumerate(lines) if line.number == number)
+    nodes = lines[at].nodes
+    for other in ([], [bytes([nodes[0] ^ 1]) + nodes[1:]], [b""]):
+        changed = [msgspec.structs.replace(lines[at], nodes=nodes) for nodes in other]
+        path.write_bytes(export.lines([*lines[:at], *changed, *lines[at + 1 :]]))
+        assert run("audit", "verify", str(path))[0] != 0
+
+
+def test_a_hidden_entry_has_a_hash() -> None:
+    for nodes in (b"", bytes(31), bytes(33)):
+        with pytest.raises(AuditBroken, match="entry 1 is not what it was"):
+            audit.Checker({}).add(1, b"", nodes)
+
+
 def test_a_log_that_is_whole_says_who_signed_it(run: Run, log: Path) -> None:
     code, out, err = run("audit", "verify", str(log))
     assert (code, err) == (0, "")
@@ -80,11 +115,15 @@ def test_one_flipped_byte_names_the_entry_and_fails(run: Run, log: Path) -> None
     assert (code, out) == (1, "")
     assert f"{log}, the log of alice: entry 5 is not what it was when it was appended" in err
     assert json.loads(run("audit", "verify", str(log), "--json")[1])["error"]["code"] == "audit"
+    log.write_bytes(b"".join([*lines[:9], b"{\n", *lines[10:]]))
+    code, _, err = run("audit", "verify", str(log))
+    assert (code, err.count(str(log)), "line 10: entry 5 cannot be read" in err) == (1, 1, True)
 
 
 def test_what_is_no_log_is_refused_with_a_remedy(run: Run, tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"\xff\n" * 3)
-    assert run("audit", "verify", str(tmp_path / "other"))[0] == 1
+    code, _, err = run("audit", "verify", str(tmp_path / "other"))
+    assert (code, "is no audit log" in err, "fedpeer audit export" in err) == (1, True, True)
     (tmp_path / "long").write_bytes(b"x" * 10_000_000)
     assert "longer than" in run("audit", "verify", str(tmp_path / "long"))[2]
     (tmp_path / "empty").touch()

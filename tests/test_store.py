@@ -32,6 +32,19 @@ def add(*notes: str):
     return function
 
 
+def test_what_was_streamed_stays_until_it_is_claimed_as_often_as_it_was_put(tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+    digest = store.put_stream([b"rows"])
+    assert store.put_stream([b"rows"]) == digest == store.put_file_now(b"rows", held=True)
+    for _ in range(3):
+        store.remove_file(digest)
+        assert store.path_of(digest).exists()
+        store.claimed(digest)
+    store.remove_file(digest)
+    assert not store.path_of(digest).exists()
+    store.close()
+
+
 async def test_a_write_is_there_after_reopening(tmp_path: Path) -> None:
     store = Store(tmp_path, [NOTES])
     await store.write(add("a", "b"))

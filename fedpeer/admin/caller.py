@@ -10,10 +10,16 @@ Rules
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+
+GROUP = "fedpeer-admin"
+"""Whose members may use the admin socket, beside root and the daemon's own user."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,15 @@ _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 def current() -> Caller | None:
     """Who asked for what runs now; None in the daemon's own work."""
     return _caller.get()
+
+
+def others_may_control() -> bool:
+    """Whether the group has a member beside the daemon's own user."""
+    try:
+        members = grp.getgrnam(GROUP).gr_mem
+        return any(pwd.getpwnam(name).pw_uid != os.geteuid() for name in members)
+    except KeyError:
+        return False
 
 
 @contextmanager

@@ -15,6 +15,7 @@ This page is imported by the client and the command line too, so at run time it 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -28,7 +29,7 @@ import msgspec
 
 from fedpeer.admin import caller
 from fedpeer.config import nearest
-from fedpeer.errors import NotFound, StoreError, UsageError
+from fedpeer.errors import ConfigError, NotFound, StoreError, UsageError
 
 if TYPE_CHECKING:
     from fedpeer.config import Config
@@ -115,6 +116,15 @@ class NewDataset(Arguments, frozen=True):
     """whether partners who ask are told of it"""
 
 
+class Offering(Ref, frozen=True):
+    offered: bool
+
+
+class Removal(Ref, frozen=True):
+    forget: bool = False
+    """whether the tables of it that answers were from are forgotten, too"""
+
+
 class NewJob(Arguments, frozen=True):
     text: Annotated[str, msgspec.Meta(max_length=256 * 1024)]
     """the TOML of a contract"""
@@ -166,6 +176,8 @@ class OneEntry(Arguments, frozen=True):
 class Since(Arguments, frozen=True):
     since: EntryNumber = 0
     """0: what stands before the entries"""
+    redacted: bool = False
+    """whether hashes stand for the entries"""
 
 
 # answers that no part has already
@@ -180,6 +192,14 @@ class CardView(msgspec.Struct, kw_only=True):
     """the line to give to the others"""
 
 
+class WaitingView(msgspec.Struct, kw_only=True):
+    """A policy that one person has set, where the one that counts says two_person."""
+
+    uid: int
+    text: str
+    time: str
+
+
 class PolicyView(msgspec.Struct, kw_only=True):
     number: int
     """0: the default, which nobody set"""
@@ -187,6 +207,10 @@ class PolicyView(msgspec.Struct, kw_only=True):
     uid: int | None
     """of who set it"""
     time: str
+    waiting: list[WaitingView] = []
+    """for a second person who sets the same text"""
+    doubts: list[str] = []
+    """what it names and is not there, a sentence each"""
 
 
 class AccountView(msgspec.Struct, kw_only=True):
@@ -220,6 +244,9 @@ class BudgetView(msgspec.Struct, kw_only=True):
     """`per_year`, `per_job`: of epsilon, None without a limit; `charges`: all that were ever made, oldest first."""
 
     dataset: str
+    remembered: int
+    """tables of it that answers were from, so that no other tells a row by difference"""
+    most_remembered: int
     per_year: float | None
     per_job: float | None
     accounts: list[AccountView]
@@ -350,9 +377,22 @@ async def dataset_show(daemon: Daemon, ask: Ref) -> DatasetView:
     return await daemon.catalog.get(ask.ref)
 
 
-async def dataset_remove(daemon: Daemon, ask: Ref) -> None:
+async def dataset_offer(daemon: Daemon, ask: Offering) -> DatasetView:
+    """Tell partners who ask of a dataset from now on: its columns, and about how many rows; or tell them no more."""
+    return await daemon.catalog.offer(ask.ref, ask.offered, record=daemon.record("dataset_offered"))
+
+
+async def dataset_remove(daemon: Daemon, ask: Removal) -> None:
     """Forget a dataset. Its file stays where it is."""
-    await daemon.catalog.remove(ask.ref, record=daemon.record("dataset_removed"))
+    from fedpeer.governance import answered
+
+    record = daemon.record("dataset_removed")
+
+    def removed(tx: Transaction, facts: dict[str, Any]) -> None:
+        forgot = {"forgot": answered.forget(tx, ask.ref)} if ask.forget else {}
+        record(tx, {**facts, **forgot})
+
+    await daemon.catalog.remove(ask.ref, record=removed)
 
 
 async def job_submit(daemon: Daemon, ask: NewJob) -> JobView:
@@ -417,27 +457,56 @@ async def approvals_revoke(daemon: Daemon, ask: Numbered) -> StandingView:
 
 async def policy_show(daemon: Daemon, _: Arguments) -> PolicyView:
     """Print the policy of this peer: what may be computed on its data. Without one, the commented defaults."""
-    from fedpeer.governance import policy
-
-    return PolicyView(**msgspec.structs.asdict(await daemon.store.read(policy.kept)))
+    return await _doubted(daemon, await daemon.store.read(_policy))
 
 
 async def policy_set(daemon: Daemon, ask: NewPolicy) -> PolicyView:
-    """Replace the policy of this peer by the text of a file, or of - for standard input."""
+    """Replace the policy of this peer by the text of a file, or of - for standard input; two must where it says so."""
     from fedpeer.governance import policy
 
     by, now = caller.current(), daemon.now().astimezone(UTC).isoformat(timespec="milliseconds")
     uid = os.geteuid() if by is None else by.uid
-    record = daemon.record("policy_set")
+    set_, waits = daemon.record("policy_set"), daemon.record("policy_waits")
 
-    def keep(tx: Transaction) -> policy.Kept:
+    def keep(tx: Transaction) -> PolicyView:
         kept = policy.keep(tx, ask.text, uid, now, ask.after)
-        record(tx, {"policy": kept.number, "text": ask.text})
-        return kept
+        if kept is None:
+            waits(tx, {"text": ask.text})
+        else:
+            set_(tx, {"policy": kept.number, "text": ask.text})
+        return _policy(tx)
 
-    kept = await daemon.store.write(keep)
+    view = await daemon.store.write(keep)
     await daemon.use_policy()
-    return PolicyView(**msgspec.structs.asdict(kept))
+    return await _doubted(daemon, view)
+
+
+async def _doubted(daemon: Daemon, view: PolicyView) -> PolicyView:
+    """The view with what looks like a slip of the pen in it, or in a text that waits."""
+    from fedpeer import stage
+    from fedpeer.governance import policy
+    from fedpeer.governance.doubts import doubts
+
+    roster = daemon.connections.roster
+    partners = {word for card in roster for word in (card.name, card.id)}
+    datasets = [dataset.name for dataset in await daemon.catalog.list()]
+    for text in (view.text, *(one.text for one in view.waiting)):
+        with contextlib.suppress(ConfigError):  # it was written by another release
+            read = policy.parse(text)
+            found = doubts(read, partners=partners, datasets=datasets, modules=stage.algorithms())
+            if read.two_person and not caller.others_may_control():
+                found.append(
+                    f"two_person: only you and root may control this daemon; add another to the group {caller.GROUP}"
+                )
+            view.doubts += [one for one in found if one not in view.doubts]
+    return view
+
+
+def _policy(tx: Transaction) -> PolicyView:
+    from fedpeer.governance import policy
+
+    waiting = [WaitingView(**msgspec.structs.asdict(one)) for one in policy.waiting(tx)]
+    return PolicyView(**msgspec.structs.asdict(policy.kept(tx)), waiting=waiting)
 
 
 async def policy_test(daemon: Daemon, ask: NewJob) -> DecisionView:
@@ -452,17 +521,21 @@ async def budget_list(daemon: Daemon, _: Arguments) -> list[AccountView]:
 
 async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
     """Show the privacy budget of a dataset: what a year and a job may cost, and every charge."""
-    from fedpeer.governance import budget, policy
+    from fedpeer.data.source import identity
+    from fedpeer.governance import answered, budget, policy
 
     dataset = await daemon.catalog.get(ask.ref)
+    source = identity(dataset.uri)
 
     def look(tx: Transaction) -> BudgetView:
         limits = policy.current(tx).budget
         return BudgetView(
             dataset=dataset.name,
+            remembered=answered.remembered(tx, dataset.name),
+            most_remembered=answered.MAX_ANSWERS,
             per_year=_finite(limits.epsilon),
             per_job=_finite(limits.per_job),
-            accounts=_accounts(tx, daemon, dataset.name),
+            accounts=_accounts(tx, daemon, dataset.name, source),
             charges=[
                 ChargeView(
                     time=_time(charge.time),
@@ -474,14 +547,14 @@ async def budget_show(daemon: Daemon, ask: Ref) -> BudgetView:
                     epsilon=charge.cost.epsilon / budget.EPSILON_UNITS,
                     delta=charge.cost.delta / budget.DELTA_UNITS,
                 )
-                for charge in budget.all_charges(tx, dataset.name)
+                for charge in budget.all_charges(tx, dataset.name, source)
             ],
         )
 
     return await daemon.store.read(look)
 
 
-def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None) -> list[AccountView]:
+def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None, source: str = "") -> list[AccountView]:
     from fedpeer.governance import budget, policy
 
     limit, since = policy.current(tx).budget.epsilon, int(daemon.now().timestamp()) - budget.YEAR_S
@@ -496,7 +569,7 @@ def _accounts(tx: Transaction, daemon: Daemon, dataset: str | None) -> list[Acco
             stages=account.stages,
             last=_time(account.last),
         )
-        for account in budget.accounts(tx, since, dataset)
+        for account in budget.accounts(tx, since, dataset, source)
     ]
 
 
@@ -559,7 +632,7 @@ async def audit_export(daemon: Daemon, ask: Since) -> bytes:
     from fedpeer.governance import export
 
     card = daemon.connections.card
-    return await daemon.store.read(lambda tx: export.page(tx, card.id, card.text, ask.since))
+    return await daemon.store.read(lambda tx: export.page(tx, card.id, card.text, ask.since, redacted=ask.redacted))
 
 
 async def audit_accept(daemon: Daemon, ask: Ref) -> dict[str, Any]:
@@ -643,7 +716,8 @@ COMMANDS: dict[str, Command] = {
         Command("dataset.add", "POST", "/v1/datasets", NewDataset, dataset_add, timeout_s=None),
         Command("dataset.list", "GET", "/v1/datasets", Arguments, dataset_list),
         Command("dataset.show", "GET", "/v1/datasets/{ref}", Ref, dataset_show),
-        Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Ref, dataset_remove),
+        Command("dataset.offer", "POST", "/v1/datasets/{ref}/offer", Offering, dataset_offer),
+        Command("dataset.remove", "DELETE", "/v1/datasets/{ref}", Removal, dataset_remove),
         Command("job.submit", "POST", "/v1/jobs", NewJob, job_submit),
         Command("job.dry-run", "POST", "/v1/dry-runs", NewJob, job_dry_run, timeout_s=None),
         Command("job.list", "GET", "/v1/jobs", Arguments, job_list),

@@ -10,8 +10,6 @@ from typing import Any
 
 from fedpeer.admin.screen import SHORT, clean, facts, protection, table
 
-LISTED = 20
-"""Columns that are named one by one."""
 WAYS = {"sum": "nobody sees one's part", "agreed": "derived from totals", "sealed": "its receiver cannot read it"}
 """What the kind of a message means; an open one is read by its receiver."""
 
@@ -72,10 +70,9 @@ def _stage(stage: dict[str, Any]) -> Iterator[str]:
 
 
 def _reads(item: dict[str, Any]) -> str:
-    columns = item["columns"]
-    more = f" and {len(columns) - LISTED} more" if len(columns) > LISTED else ""
+    columns = item["columns"]  # all of them: one that is not named is approved all the same
     label = f"; label {clean(item['label'])}" if item["label"] else ""
-    return f"{clean(item['dataset'])}: {item['rows']} rows; columns {clean(columns[:LISTED])}{more}{label}"
+    return f"{clean(item['dataset'])}: {item['rows']} rows; {len(columns)} columns: {clean(columns)}{label}"
 
 
 def _cost(epsilon: float, delta: float = 0.0) -> str:

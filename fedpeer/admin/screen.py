@@ -137,10 +137,22 @@ def budget(view: dict[str, Any]) -> str:
     head = ["time", "job", "stage", "run", "partner", "epsilon", "delta"]
     return "\n\n".join(
         [
-            facts([("dataset", view["dataset"]), *limits]),
+            facts([("dataset", view["dataset"]), *limits, ("answered", _answered(view))]),
             accounts(view["accounts"]),
             table(head, charges, empty="nothing was ever charged"),
         ]
+    )
+
+
+def _answered(view: dict[str, Any]) -> str:
+    kept, most = view["remembered"], view["most_remembered"]
+    told = f"from {kept} tables of at most {most}, compared with every answer"
+    if kept < most:
+        return told
+    name = view["dataset"]
+    return (
+        f"{told}: nothing new is answered until a table is a year old, or all are forgotten (`fedpeer dataset remove "
+        f"{name} --forget`, and add it again; then answers may tell rows by their difference from earlier ones)"
     )
 
 
@@ -264,9 +276,17 @@ def _sums(stage: dict[str, Any], name_of: dict[str, str]) -> Iterator[tuple[str,
     if sums["survivors"]:
         who = clean([name_of[alias] for alias in sums["survivors"]])
         yield "  the last", f"turn {sums['turn']}: {len(sums['survivors'])} of {len(sums['parties'])}: {who}"
+    if stage["state"] == "running" and (waits := _waits(sums)):
+        yield "  the next", waits
     for alias, turns in left_out(sums).items():
         if turns >= 2:
             yield "  left out", f"{clean(name_of[alias])}, {turns} turns in a row"
+
+
+def _waits(sums: dict[str, Any]) -> str:
+    """Whom a sum waits for, and until when; "" if none does."""
+    who = f" for {clean(sums['waits_for'])}" if sums["waits_for"] else ""
+    return f"waits{who} until {sums['waits_until']}" if sums["waits_until"] else ""
 
 
 def _names(view: dict[str, Any]) -> dict[str, str]:
@@ -383,7 +403,7 @@ def models(views: list[dict[str, Any]]) -> str:
 def entries(views: list[dict[str, Any]]) -> str:
     """Entries of the audit log, one a line."""
     rows = [
-        (v["number"], v["time"], v["event"], v["job"][:SHORT], event({"event": "", **v["facts"]}).strip())
+        (v["number"], v["time"], v["event"], v["job"][:SHORT], event({"event": "", **_facts_of(v)}).strip())
         for v in views
     ]
     return table(["number", "time", "event", "job", "facts"], rows, empty="no entries")
@@ -392,12 +412,21 @@ def entries(views: list[dict[str, Any]]) -> str:
 def entry(view: dict[str, Any]) -> str:
     """One entry, with all its facts."""
     own = [(key, view[key]) for key in ("number", "time", "event", "job")]
-    return facts([*own, *_leaves("", view["facts"])])
+    return facts([*own, *_leaves("", _facts_of(view))])
+
+
+def _facts_of(view: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an entry; a charge is in whole units there (governance/budget.py)."""
+    told: dict[str, Any] = view["facts"]
+    if view["event"] != "charged":
+        return told
+    return {**told, "epsilon": f"{told['epsilon'] / 10**6:g}", "delta": f"{told['delta'] / 10**15:g}"}
 
 
 def verified(view: dict[str, Any]) -> str:
     """What was found of a log that verifies."""
-    told = f"{clean(view['name'])}: all {view['entries']} entries are as they were appended"
+    hidden = f", {view['hidden']} of them hidden" if view["hidden"] else ""
+    told = f"{clean(view['name'])}: all {view['entries']} entries are as they were appended{hidden}"
     signers = [f"{clean(s['name'])} ({s['id']}, up to {s['number']}; {s['fingerprint']})" for s in view["cosigners"]]
     if not signers:
         return f"{told}; nobody else signed it yet"
@@ -415,6 +444,12 @@ def event(message: dict[str, Any]) -> str:
         elif key not in ("event", "topic", "terminal", "job") and value not in ("", None):
             told.append(f"{key}={clean(value)}")
     return "  ".join(told)
+
+
+def topic(message: dict[str, Any]) -> str:
+    """What an event is about: the kind, and the beginning of the id as other commands take it."""
+    kind, _, ref = clean(message.get("topic", "")).partition(":")
+    return f"{kind} {ref[:SHORT]}".strip()
 
 
 def metrics(holder: dict[str, Any]) -> str:
@@ -526,6 +561,8 @@ def _picture(view: dict[str, Any], steps: dict[str, str]) -> Group:
         for alias, turns in left_out(stage["sums"]).items() if stage["sums"] else ():
             name, in_a_row = clean(_names(view)[alias]), f" {turns} turns in a row" if turns >= 2 else ""
             parts.append(Text(f"{stage['id']}: left out of the sums{in_a_row}: {name}", "yellow"))
+        if stage["sums"] and stage["state"] == "running" and (waits := _waits(stage["sums"])):
+            parts.append(Text(f"{stage['id']}: a sum {waits}", "yellow"))
     if view["waiting_for"]:
         parts.append(Text(f"waiting for {clean(view['waiting_for'])}", "yellow"))
     if view.get("error"):

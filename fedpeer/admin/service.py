@@ -45,7 +45,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedpeer import systemd
-from fedpeer.admin.caller import Caller, calling
+from fedpeer.admin.caller import GROUP, Caller, calling
 from fedpeer.admin.commands import COMMANDS, EVENTS_PATH, JSON, METRICS_PATH, Command, Daemon
 from fedpeer.config import check_socket
 from fedpeer.errors import AdminError, ConfigError, FedpeerError, NotAuthorized, NotFound, StoreError, UsageError
@@ -60,7 +60,6 @@ READ_S = 20.0
 WRITE_S = 30.0
 KEEPALIVE_S = 15.0
 MAX_QUEUE = 1024
-GROUP = "fedpeer-admin"
 SO_PEERGROUPS = 59
 
 GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)

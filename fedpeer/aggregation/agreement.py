@@ -102,6 +102,10 @@ class _Tally:
         return {party: signature for party, signature in sorted(self.ids.get(id_, {}).items()) if signature}
 
 
+_NO_VOTES: Final = _Tally()
+"""for reading only"""
+
+
 class Agreement:
     """One party's part in one agreement of one instance.
 
@@ -118,6 +122,7 @@ class Agreement:
         self._values: dict[bytes, Value] = {}
         self._proposals: dict[int, list[tuple[bytes, int | None]]] = {}  # view → (id, valid view)
         self._tallies: dict[tuple[str, int], _Tally] = {}
+        self._voted: set[tuple[str, int]] = set()  # (kind, view) of this party's votes
         self._lock: tuple[int, bytes] | None = None  # (view, id)
         self._newest: dict[int, int] = {}  # party → the newest view it said something in
         self._quorums: dict[bytes, int] = {}  # id → a view in which q parties PRECOMMITted it
@@ -163,9 +168,9 @@ class Agreement:
     @property
     def step(self) -> Step:
         """What this party does in its view: a function of what it has said there."""
-        if self._me in self._tally("PRECOMMIT", self.view).parties:
+        if ("PRECOMMIT", self.view) in self._voted:
             return "precommit"
-        return "prevote" if self._me in self._tally("PREVOTE", self.view).parties else "propose"
+        return "prevote" if ("PREVOTE", self.view) in self._voted else "propose"
 
     def silent(self) -> Parties:
         """Parties whose vote is lacking here: in this view or, if none is due in it yet, in the one before."""
@@ -181,7 +186,7 @@ class Agreement:
 
     def wake_at(self) -> float | None:
         """When a timer fires next, if nothing comes before; to be asked after `advance`."""
-        if self.decided is not None:
+        if self.decided is not None or not self._deadlines:
             return None
         return min((self._deadlines[step] for step in {self.step, "precommit"} & self._deadlines.keys()), default=None)
 
@@ -301,7 +306,7 @@ class Agreement:
     # memory
 
     def _tally(self, kind: str, view: int) -> _Tally:
-        return self._tallies.get((kind, view)) or _Tally()
+        return self._tallies.get((kind, view), _NO_VOTES)
 
     def _prevoted(self, view: int) -> list[bytes]:
         """The values that q parties PREVOTEd in a view, of those that are known; at most one while at most f lie.
@@ -320,6 +325,8 @@ class Agreement:
 
     def _count(self, kind: str, view: int, party: int, id_: Id, signature: bytes) -> None:
         self._tallies.setdefault((kind, view), _Tally()).add(party, id_, signature)
+        if party == self._me:
+            self._voted.add((kind, view))
         if party == self._me and kind == "PRECOMMIT" and id_ is not None:
             self._lock = max(self._lock or (view, id_), (view, id_))
 

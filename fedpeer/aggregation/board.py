@@ -13,7 +13,7 @@ Source: SA1, version 1, sections 8 and 10.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from typing import Any, Final
 
 from fedpeer.aggregation.evidence import contradiction
@@ -101,9 +101,9 @@ class Board:
         """Whether this message is here."""
         return signed.digest in self._said[signed.kind].get(signed.sender, {})
 
-    def by(self, kind: str, sender: int) -> list[Signed]:
-        """In the order in which they came."""
-        return list(self._said[kind].get(sender, {}).values())
+    def by(self, kind: str, sender: int) -> Collection[Signed]:
+        """In the order in which they came; what comes later is in it, too."""
+        return self._said[kind].get(sender, {}).values()
 
     def all(self, kind: str) -> Iterator[Signed]:
         """By sender, ascending."""

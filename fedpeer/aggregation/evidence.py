@@ -22,7 +22,7 @@ Source: SA1, version 1, section 10.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from fedpeer import codec
@@ -90,13 +90,17 @@ def bad_dealing(advert: Signed, shares: Sequence[Dealt]) -> list[bytes]:
     return [advert.raw, *map(codec.encode, shares)]
 
 
-def convict(evidence: Evidence, profile: Profile, publics: Sequence[bytes], contract: bytes) -> int | None:
+def convict(
+    evidence: Evidence, profile: Profile, publics: Sequence[bytes], contract: bytes, convicted: Collection[int] = ()
+) -> int | None:
     """The party that this convicts, or None.
 
     `publics`: the Ed25519 key of every party of the contract; `contract`: its hash. The envelope's own signature is
-    the caller's to check, and means nothing here.
+    the caller's to check, and means nothing here. `convicted`: of these parties nothing more is looked at.
     """
     try:
+        if evidence.messages and parse(evidence.messages[0]).sender in convicted:  # whom it is about
+            return None
         match evidence.type, evidence.messages:
             case "E5", [advert, *shares]:
                 return _bad_dealing(_signed(advert, publics), shares, profile, publics)

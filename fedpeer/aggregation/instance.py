@@ -65,10 +65,10 @@ class Instance:
             case "CERTIFICATE":
                 self._settle(signed.message)
             case "EVIDENCE":
-                setting = self.seat.here.setting
-                guilty = convict(signed.message, self.seat.profile, setting.publics, setting.contract)
+                setting, convicted = self.seat.here.setting, self.seat.here.convicted
+                guilty = convict(signed.message, self.seat.profile, setting.publics, setting.contract, convicted)
                 if guilty is not None:
-                    self.seat.here.convicted.add(guilty)
+                    convicted.add(guilty)
             case "RELEASE" if signed.sender == self.seat.me:
                 survivors = parties_of(signed.message.survivors, self.seat.n)
                 self.seat.here.log.release(self.seat.sid, self.seat.group, survivors, pinned=self.seat.pinned)
@@ -76,6 +76,8 @@ class Instance:
 
     def _settle(self, message: Certificate) -> None:
         agreement = self._start if message.stage == START else self._commit
+        if agreement.decided is not None:
+            return
         publics = self.seat.here.setting.publics
         with suppress(TrustError):
             agreement.settle(
@@ -142,9 +144,11 @@ class Instance:
 
     def wake_at(self) -> float | None:
         """When `advance` wants to be called again though nothing came."""
+        if self.outcome is not None:
+            return None
         agreements = () if self.seat.muted else (self._start, self._commit)
         times = [*self.seat.alarms, *(at for each in agreements if (at := each.wake_at()) is not None)]
-        return min(times, default=None) if self.outcome is None else None
+        return min(times, default=None)
 
     def _accuse(self, step: Step) -> None:
         for type_, first, second in self.seat.board.conflicts:
@@ -164,9 +168,10 @@ class Instance:
         """Show what decided it to whoever goes on: a liar may have told each only a part."""
         stages: list[tuple[Stage, Agreement]] = [(START, self._start), (COMMIT, self._commit)]
         for stage, agreement in stages:
-            said = any(signed.message.stage == stage for signed in self.seat.board.by("CERTIFICATE", self.seat.me))
             decision = agreement.decided
-            if decision is not None and agreement.passed and not said:
+            if decision is None or not agreement.passed:
+                continue
+            if all(signed.message.stage != stage for signed in self.seat.board.by("CERTIFICATE", self.seat.me)):
                 self.seat.say(step, "CERTIFICATE", stage, decision.view, decision.value, list(decision.signers.items()))
 
     def _fix(self, now: float, step: Step) -> bool:
@@ -330,8 +335,8 @@ class Instance:
 
     def owing(self) -> Parties:
         """Parties whose due secret is unknown; while nothing may be opened, those that have not released."""
-        value = self._committed
-        if not isinstance(value, CommitValue) or self.seat.fixed is None or self.outcome is not None:
+        value = self._committed if self.outcome is None else None
+        if not isinstance(value, CommitValue) or self.seat.fixed is None:
             return frozenset()
         survivors = parties_of(value.survivors, self.seat.n)
         released = {party for party, sets in self.seat.board.released.items() if survivors in sets}

@@ -26,7 +26,8 @@ from fedpeer.aggregation.evidence import two_releases
 from fedpeer.aggregation.instance import Instance
 from fedpeer.aggregation.messages import Signed, SumName
 from fedpeer.aggregation.names import Parties, parties_of, sid_of
-from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Seat, Setting, Step
+from fedpeer.aggregation.seat import Ask, Ended, Here, Outcome, Seat, Setting, Step, Waits
+from fedpeer.aggregation.starting import READY_S
 from fedpeer.aggregation.work import Work
 from fedpeer.crypto import SigningKey
 from fedpeer.errors import RemoteProtocolError
@@ -45,6 +46,7 @@ class Group:
         self.asks: dict[bytes, Ask] = {}  # by params
         self.ended: dict[bytes, Ended] = {}  # by params
         self.asked_at: dict[bytes, float] = {}
+        self.waits: set[bytes] = set()  # params of which it was told that they wait
         self.owing: set[int] = set()
         """parties whose secrets its instances wait for"""
         self.releases: dict[int, list[tuple[Instance, Signed]]] = {}
@@ -192,8 +194,17 @@ class Party:
 
     def _next_look(self, group: Group) -> float:
         times = [at for instance in group.instances if (at := instance.wake_at()) is not None]
-        times += [at + self.setting.stall_s for params, at in group.asked_at.items() if params not in group.ended]
+        for params, at in group.asked_at.items():
+            if params not in group.ended:
+                times.append(at + self.setting.stall_s)
+                if params not in group.waits and group.instances:
+                    times.append(self._waits_at(group, params))
         return min(times, default=math.inf)
+
+    def _waits_at(self, group: Group, params: bytes) -> float:
+        """When a sum that is not there is one that waits: what is usual for its turn and its size is over."""
+        patience = group.instances[-1].seat.patience(group.asks[params])
+        return group.asked_at[params] + max(READY_S, self._here.worked_s.get(params, 0.0) / 4, 2 * patience)
 
     def _forget(self, step: Step) -> None:
         """Groups of one turn that every party has left behind, as its READYs say; for who is away only the last stay.
@@ -202,15 +213,17 @@ class Party:
 
         So a party that is gone for good costs the others a bounded number of messages.
         """
+        turns = [group for group in self._groups.values() if not group.data]
+        if not turns:
+            return
         n, q = self.setting.profile.n, self.setting.profile.q
         reached = {stage: sorted(parties.values(), reverse=True) for stage, parties in self._reached.items()}
         everybody = {stage: places[-1] for stage, places in reached.items() if len(places) == n}
         quorum = {stage: places[q - 1] for stage, places in reached.items() if len(places) >= q}
         over = [
             group
-            for group in self._groups.values()
-            if not group.data
-            and all((turn, k) < quorum.get(stage, (0, 0)) for stage, turn, k in group.names)
+            for group in turns
+            if all((turn, k) < quorum.get(stage, (0, 0)) for stage, turn, k in group.names)
             and all(
                 instance.settled or (not instance.started and group.asks.keys() == group.ended.keys())
                 for instance in group.instances
@@ -316,6 +329,11 @@ class Party:
                 else:
                     pin, differing = last.seat.pin or frozenset(), last.differing(ask)
                     self._end(group, params, step, "WAITING", pin, b"", last.absent(ask), differing)
+            elif params not in group.waits and now >= self._waits_at(group, params):
+                group.waits.add(params)
+                ask = group.asks[params]
+                lacking = last.absent(ask) or last.differing(ask)
+                step.waits.append(Waits(ask.name, lacking, asked_at + self.setting.stall_s - now))
 
     def _end(
         self,

@@ -98,6 +98,7 @@ class Step:
     again: bool = False
     """messages that were dropped for want of room may be wanted now: add all again, ours as logged"""
     ended: list[Ended] = field(default_factory=list)
+    waits: list[Waits] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -121,6 +122,15 @@ class Ended:
     sum_hash: bytes
     parties: Parties = frozenset()
     differing: Parties = frozenset()
+
+
+@dataclass(frozen=True)
+class Waits:
+    """A sum that is not there when it should be: whom it lacks, and how long it goes on waiting. Told once."""
+
+    name: SumName
+    parties: Parties
+    left_s: float
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from fedpeer.aggregation.messages import Signed, SumName, parse
 from fedpeer.aggregation.names import MIN_PARTIES, Profile, group_of, params_hash
 from fedpeer.aggregation.party import Party
 from fedpeer.aggregation.request import Request, Terms, Total
-from fedpeer.aggregation.seat import Ask, Ended, Setting, Step
+from fedpeer.aggregation.seat import Ask, Ended, Setting, Step, Waits
 from fedpeer.aggregation.vectors import Vector
 from fedpeer.aggregation.work import Add, Fetch, FetchTotal, Mask, Unmask, Work, perform
 from fedpeer.crypto import Aead, Buffer, hash_, random_bytes
@@ -55,6 +55,7 @@ from fedpeer.errors import (
 )
 from fedpeer.events import Events
 from fedpeer.identity import Card, Identity
+from fedpeer.mesh import blobs
 from fedpeer.mesh.records import MAX_RECORDS, Record
 from fedpeer.mesh.service import Mesh
 from fedpeer.store import RunInThread, Schema, Store, Transaction
@@ -118,9 +119,18 @@ class Aggregation:
             task_status.started()
             await trio.sleep_forever()
 
-    async def sum(self, contract: bytes, parties: Sequence[str], terms: Terms, request: Request) -> Total:
+    async def sum(
+        self,
+        contract: bytes,
+        parties: Sequence[str],
+        terms: Terms,
+        request: Request,
+        *,
+        waits: Callable[[Sequence[str], float], None] = lambda _names, _left_s: None,
+    ) -> Total:
         """The sum of the vectors of those `parties` (peer ids, this one among them) that survive, mod 2^24.
 
+        `waits` is told once if it takes longer than usual: the names of whom it lacks, and the seconds until it ends.
         Raises SumError (fewer than three parties; noise, lost, or waited for too long, naming the parties),
         NotDeterministic (asked before with another vector).
         """
@@ -129,7 +139,7 @@ class Aggregation:
             lambda: hash_("fp.sa1.asked", request.history, request.params, np.ascontiguousarray(request.vector).data)
         )
         await self.store.write(lambda tx: _ask_once(tx, contract, request, asked))
-        return await driver.sum(request)
+        return await driver.sum(request, waits)
 
     async def agree(self, contract: bytes, parties: Sequence[str], stage: str, turn: int, k: int, mine: bytes) -> bytes:
         """One party's bytes for all (aggregation.agreed)."""
@@ -210,16 +220,24 @@ class Aggregation:
                 terms.stall_s,
                 terms.prg,
             )
-            driver = self._drivers[root] = _Driver(self, contract, root, parties, numbers, terms)
+            driver = _Driver(self, contract, root, parties, numbers, terms)
 
             def begin(tx: Transaction) -> None:
                 tx.execute("INSERT OR IGNORE INTO aggregation_party VALUES (?, ?, ?, ?, ?, ?, ?)", row)
                 self.open(tx, contract, parties)
+                tx.after_commit(partial(self._begun, driver))
 
             await self.store.write(begin)
-            assert self._nursery is not None, "sums begin when run() has started"
-            self._nursery.start_soon(driver.run)
+        if root not in self._drivers:
+            raise LocalProtocolError("a sum of a contract whose scope was closed meanwhile")
         return self._drivers[root]
+
+    def _begun(self, driver: _Driver) -> None:
+        """Its scope is open: from now on it is driven, by one driver."""
+        if driver.root not in self._drivers:
+            assert self._nursery is not None, "sums begin when run() has started"
+            self._drivers[driver.root] = driver
+            self._nursery.start_soon(driver.run)
 
 
 class _Driver:
@@ -249,10 +267,11 @@ class _Driver:
         self._vectors: dict[SumName, Vector] = {}
         self._paths: dict[bytes, Path] = {}
         self._ended: dict[SumName, Ended] = {}
+        self._waits: dict[SumName, Waits] = {}
         self._told = trio.Event()
         self._broken: SumError | None = None
 
-    async def sum(self, request: Request) -> Total:
+    async def sum(self, request: Request, waits: Callable[[Sequence[str], float], None]) -> Total:
         group = group_of(self.root, b"" if request.group == "data" else request.turn_history)
         if self._numbers.n * ((1 << request.bits) - 1) >= 1 << WIDTH:
             raise SumError(f"{self._numbers.n} values of {request.bits} bits do not fit into {WIDTH}: a sum would wrap")
@@ -280,9 +299,12 @@ class _Driver:
             while (ended := self._ended.get(request.name)) is None:
                 if self._broken is not None:
                     raise self._broken
+                if (waiting := self._waits.pop(request.name, None)) is not None:
+                    waits(self._list(waiting.parties), waiting.left_s)
                 await self._told.wait()
         finally:
             self._vectors.pop(request.name, None)
+            self._waits.pop(request.name, None)
         if ended.status != "SUM":
             raise self._failure(request, ended)
         path = self._path(ended.sum_hash)
@@ -310,7 +332,10 @@ class _Driver:
         return BelowQuorum("; ".join([f"{what} waited {self._stall_s:.0f} s: too few participants answered", *why]))
 
     def _names(self, parties: Collection[int]) -> str:
-        return ", ".join(self._mesh.roster.name_of(self.parties[party]) for party in sorted(parties))
+        return ", ".join(self._list(parties))
+
+    def _list(self, parties: Collection[int]) -> list[str]:
+        return [self._mesh.roster.name_of(self.parties[party]) for party in sorted(parties)]
 
     # the loop
 
@@ -354,8 +379,9 @@ class _Driver:
     async def _watch(self) -> None:
         with suppress(LocalProtocolError):  # the scope was closed
             while True:
-                await self._mesh.changed(self.root)
-                self.ring()
+                change = self._mesh.changed(self.root)
+                self.ring()  # what came before this moment is looked at, too
+                await change
 
     def _refuses(self, record: Record) -> bool:
         """Of what is over nothing is taken, of what is not known only so much that what is known still has room."""
@@ -422,7 +448,9 @@ class _Driver:
             nursery.start_soon(self._do, work)
         for ended in step.ended:
             self._ended[ended.name] = ended
-        if step.ended:
+        for waiting in step.waits:
+            self._waits[waiting.name] = waiting
+        if step.ended or step.waits:
             self._tell()
         if step.again:
             self._position = 0
@@ -500,11 +528,15 @@ class _Driver:
                 return await self._fetch(work.sum_hash, work.nbytes, work.holders, slices.sum_hash)
 
     async def _fetch(self, digest: bytes, nbytes: int, holders: Sequence[int], digest_of: Callable[..., bytes]) -> bool:
-        """Others choose these digests: a file of ours is taken for one only if it has it in this very place."""
+        """Others choose these digests: a file of ours is taken for one only if it has it in this very place.
+
+        And only if it is offered here: what another contract holds under the same name goes with that contract.
+        """
         path = self._store.path_of(digest)
+        offered = await self._store.read(lambda tx: blobs.offered(tx, self.root, digest))
 
         def is_ours() -> bool:
-            return path.exists() and digest_of(path.read_bytes()) == digest
+            return offered and path.exists() and digest_of(path.read_bytes()) == digest
 
         if not await self._aggregation.run_in_thread(is_ours):
             peers = [self.parties[party] for party in holders if party != self._me]

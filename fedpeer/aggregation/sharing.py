@@ -128,12 +128,12 @@ class Sharing:
 
     def _ack(self, now: float, step: Step) -> None:
         held = {*self.shares, self.own_advert()}  # a dealer holds its own
-        said = {entry for signed in self.seat.board.by("ACK", self.seat.me) for entry in signed.message.entries}
+        acked = self.seat.board.acked
         entries = [
             (party, advert)
             for party, adverts in self.adverts.items()
             for advert in adverts
-            if advert in held and (party, advert) not in said
+            if advert in held and self.seat.me not in acked.get((party, advert), ())
         ]
         if not entries:
             self.seat.times.pop("ack", None)

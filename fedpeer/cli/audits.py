@@ -43,13 +43,14 @@ def audit_show(state: State, number: int) -> None:
 
 @audit.command(name="export", help=asks("audit.export"))
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--redacted", is_flag=True, help="Hashes stand for the entries: it shows that the log is whole, no more.")
 @pass_state
-def audit_export(state: State, file: Path) -> None:
+def audit_export(state: State, file: Path, redacted: bool) -> None:
     entries = 0
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as opened:
-            for page in _pages(state):
+            for page in _pages(state, redacted=redacted):
                 opened.write(page)
                 entries += page.count(b'"number":')
     except OSError as error:
@@ -92,10 +93,10 @@ def audit_accept(state: State, ref: str, yes: bool) -> None:
     state.show(view, f"the next head of {view['name']} is co-signed; before, {view['known']} entries were known")
 
 
-def _pages(state: State) -> Iterator[bytes]:
+def _pages(state: State, *, redacted: bool = False) -> Iterator[bytes]:
     """The export of the daemon, piece by piece."""
     client, since = state.client(), 0
-    while text := client.call("audit.export", since=since):
+    while text := client.call("audit.export", since=since, redacted=redacted):
         page: bytes = text.encode()
         yield page
         since = since + page.count(b"\n") if since else 1

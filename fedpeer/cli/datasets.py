@@ -56,12 +56,25 @@ def dataset_show(state: State, ref: str) -> None:
     state.show(view, screen.dataset(view))
 
 
+@dataset.command(name="offer", help=asks("dataset.offer"))
+@ref("dataset")
+@click.option("--withdraw", is_flag=True, help="Tell them no more. What they were told they know.")
+@pass_state
+def dataset_offer(state: State, ref: str, withdraw: bool) -> None:
+    view = state.client().call("dataset.offer", ref=ref, offered=not withdraw)
+    state.show(view, f"{view['name']} is offered {'to partners who ask' if view['offered'] else 'to nobody'}")
+
+
 @dataset.command(name="remove", help=asks("dataset.remove"))
 @ref("dataset")
+@click.option("--forget", is_flag=True, help="Forget also which rows answers were from; see `fedpeer budget show`.")
 @yes
 @pass_state
-def dataset_remove(state: State, ref: str, yes: bool) -> None:
+def dataset_remove(state: State, ref: str, forget: bool, yes: bool) -> None:
     client = state.client()
     found = client.call("dataset.show", ref=ref)
-    confirm(f"forget the dataset {found['name']} ({found['uri']})?", yes)
-    state.show(client.call("dataset.remove", ref=found["name"]), f"removed {found['name']}; its source stays")
+    more = ", and what was answered from it: later answers may tell single rows by difference" if forget else ""
+    confirm(f"forget the dataset {found['name']} ({found['uri']}){more}?", yes)
+    state.show(
+        client.call("dataset.remove", ref=found["name"], forget=forget), f"removed {found['name']}; its source stays"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def events(state: State, topic: str | None) -> None:
     """Print what happens in the daemon, until interrupted."""
     with state.client().events(topic) as stream:
         for event in stream:
-            click.echo(json.dumps(event, ensure_ascii=False) if state.json else screen.event(event))
+            line = f"{datetime.now():%H:%M:%S}  {screen.topic(event)}  {screen.event(event)}"  # noqa: DTZ005 - of here
+            click.echo(json.dumps(event, ensure_ascii=False) if state.json else line)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -23,7 +23,7 @@ def peer_add(state: State, card: str) -> None:
     if card.strip().startswith("fedpeer-card-"):
         text = card
     elif card == "-" or Path(card).is_file():
-        text = read_input(card)
+        text = read_input(card).partition("\nfingerprint:")[0]  # as `fedpeer card` prints it
     else:
         raise UsageError(f"{card!r} is neither a card nor a file", hint="a card is one line: fedpeer-card-1.…")
     view = state.client().call("peer.add", card=text)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
 from fedpeer.admin import screen
 from fedpeer.cli.tree import State, asks, cli, pass_state, read_input
-from fedpeer.errors import ConfigError, PolicyError, UsageError
+from fedpeer.errors import ConfigError, NotFound, PolicyError, UsageError
 
 
 @cli.group()
@@ -17,18 +18,42 @@ def policy() -> None:
 
 
 @policy.command(name="show", help=asks("policy.show"))
+@click.option("--waiting", metavar="UID", type=int, help="The text that this user set, and that waits for a second.")
 @pass_state
-def policy_show(state: State) -> None:
+def policy_show(state: State, waiting: int | None) -> None:
     view = state.client().call("policy.show")
-    state.show(view, screen.lines(view["text"]))
+    if waiting is None:
+        state.show(view, screen.lines(view["text"]))
+        _warn(view)
+        for one in view["waiting"]:
+            hint = f"fedpeer policy show --waiting {one['uid']}"
+            click.echo(f"a policy of uid {one['uid']} waits for a second person: {hint}", err=True)
+        return
+    found = next((one for one in view["waiting"] if one["uid"] == waiting), None)
+    if found is None:
+        raise NotFound(f"no policy of uid {waiting} waits for a second person", hint="fedpeer policy show")
+    state.show(found, screen.lines(found["text"]))
 
 
 @policy.command(name="set", help=asks("policy.set"))
 @click.argument("file")
 @pass_state
 def policy_set(state: State, file: str) -> None:
-    view = state.client().call("policy.set", text=read_input(file))
-    state.show(view, f"policy {view['number']} counts from now on")
+    text = read_input(file)
+    view = state.client().call("policy.set", text=text)
+    state.show(view, _said(view, text))
+    _warn(view)
+
+
+def _warn(view: dict[str, Any]) -> None:
+    for doubt in view["doubts"]:
+        click.echo(f"warning: {screen.clean(doubt)}", err=True)
+
+
+def _said(view: dict[str, Any], text: str) -> str:
+    if any(one["text"] == text for one in view["waiting"]):
+        return "it waits for a second person, who sets the same text (fedpeer policy show --waiting UID)"
+    return f"policy {view['number']} counts from now on"
 
 
 @policy.command(name="edit")
@@ -48,7 +73,8 @@ def policy_edit(state: State) -> None:
             click.confirm(f"{error.message}{hint}. Edit it again?", default=True, abort=True, err=True)
             text = edited
             continue
-        state.show(view, f"policy {view['number']} counts from now on")
+        state.show(view, _said(view, edited))
+        _warn(view)
         return
     state.show(view, "nothing was changed")
 

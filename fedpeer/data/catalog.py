@@ -64,6 +64,8 @@ class Snapshot:
     columns: list[list[str]]
     id: str | None
     label: str | None
+    source: str = ""
+    """what it was read from, whatever the dataset is called (source.identity)"""
 
 
 class Catalog:
@@ -154,6 +156,17 @@ class Catalog:
         """One dataset. Raises NotFound, with the nearest name."""
         return await self._store.read(lambda tx: _get(tx, name))
 
+    async def offer(self, name: str, offered: bool, *, record: Record = unrecorded) -> DatasetView:
+        """From now on partners who ask are told of it, or not any more. Raises NotFound."""
+
+        def change(tx: Transaction) -> DatasetView:
+            _get(tx, name)
+            tx.execute("UPDATE dataset SET offered = ? WHERE name = ?", (offered, name))
+            record(tx, {"dataset": name, "offered": offered})
+            return _get(tx, name)
+
+        return await self._store.write(change)
+
     async def remove(self, name: str, *, record: Record = unrecorded) -> None:
         """Offer it no longer; the source and snapshots that jobs hold stay. Raises NotFound."""
 
@@ -188,7 +201,7 @@ class Catalog:
                 raise DataError(error.message, hint=error.hint) from None
 
         version, rows = await self._run(work)
-        return Snapshot(version, rows, view.columns, view.id, view.label)
+        return Snapshot(version, rows, view.columns, view.id, view.label, source.identity(view.uri))
 
     def _secret(self, name: str | None) -> Secret | None:
         """The password of this name: a systemd credential, else a file in the folder of secrets. KeyFileError."""

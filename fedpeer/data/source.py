@@ -96,6 +96,33 @@ def _open(uri: str, secret: Secret | None, id: str | None) -> Source:  # noqa: A
     return sql.Source(Address.parse(uri, sql.OPTIONS), secret, id)
 
 
+def identity(uri: str) -> str:
+    """The same text for all URIs of one table, file or query, whoever reads it and by whatever name. Raises DataError.
+
+    A copy of a file, and another query over the same table, are other ones.
+    """
+    scheme, is_uri, _ = uri.partition("://")
+    kind = scheme.lower().partition("+")[0]
+    if not is_uri or uri.startswith("/") or kind == "file":
+        return str(files.locate(uri).resolve())
+    if kind in ("postgresql", "postgres"):
+        from fedpeer.data import postgresql
+
+        kind, address, port = "postgresql", Address.parse(uri, postgresql.OPTIONS), 5432
+        table = address.table.removeprefix("public.")
+    else:
+        from fedpeer.data import sql
+
+        address, port = Address.parse(uri, sql.OPTIONS), 0
+        table = address.table
+    at = address.host or address.options.get("host", "") or address.options.get("unix_socket", "")
+    if kind == "sqlite":
+        at, database = "", str(Path("/" + address.database.lstrip("/")).resolve())
+    else:
+        database = address.database
+    return f"{kind}://{at.lower()}:{address.port or port}/{database}?{table or address.query}"
+
+
 def check_no_password(uri: str) -> None:
     """Refuse a URI that holds a password, without repeating it. Raises DataError."""
     scheme, _, rest = uri.partition("://")

@@ -12,11 +12,13 @@ How it works
     whose rows are all in one that is kept, only a bit for each row of that one.
 
 Rules
+* A stage hides small cells of the same rows by one size only: what it hides for 11 and not for 10 is a row.
 * What is remembered is of this peer's own rows, never leaves it, and is written before the first byte that tells of
   them. A run that is repeated after a crash is the same run, and does not count against itself.
 * Two keys are the same by accident with probability 2^-64 for each pair of rows.
-* At most `MAX_ROWS` rows in a table and `MAX_ANSWERS` different tables are remembered; beyond it nothing is answered,
-  for it could not be told from what was.
+* At most `MAX_ROWS` rows in a table and `MAX_ANSWERS` different tables of a dataset are remembered. When there are so
+  many, those of which nothing was answered for a year (the time that a budget is for) make room; if none did, nothing
+  new is answered, for it could not be told from what was. An operator may forget them all, which the audit shows.
 
 Source: differencing attacks as in Denning, Denning and Schwartz, The tracker: a threat to statistical database
 security, ACM TODS 4(1), 1979.
@@ -27,6 +29,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +46,8 @@ Keys = npt.NDArray[np.uint64]
 
 MAX_ROWS = 10_000_000
 MAX_ANSWERS = 1000
+"""tables of a dataset"""
+YEAR = timedelta(days=365)
 
 SCHEMA = Schema(
     "answered",
@@ -85,6 +90,9 @@ SCHEMA = Schema(
         """
         ALTER TABLE answered_run ADD COLUMN exact_sum INTEGER NOT NULL DEFAULT 1; -- a sum, and without noise
         ALTER TABLE answered_run ADD COLUMN of_all INTEGER NOT NULL DEFAULT 0; -- none of its participants may be away
+        """,
+        """
+        ALTER TABLE answered_run ADD COLUMN cell INTEGER NOT NULL DEFAULT 0; -- rows behind a cell at least; 0: not said
         """,
     ],
 )
@@ -169,15 +177,31 @@ def parties(
     With each, whether it could only be opened over all of them. With its `cohort`: over the very same rows, by ids or
     by contents, under whatever version and name. Inside one contract the sums themselves see to it.
     """
-    tables = {
+    tables = _same(tx, version, cohort)
+    told = tx.all("SELECT DISTINCT number, parties, of_all FROM answered_run WHERE exact_sum AND contract != ?", (but,))
+    found = {(frozenset(json.loads(names)), bool(of_all)) for number, names, of_all in told if number in tables}
+    return tuple(sorted(found, key=lambda one: (sorted(one[0]), one[1])))
+
+
+def cells(tx: Transaction, cohort: Cohort, run: str, but: tuple[bytes, str]) -> frozenset[int]:
+    """The least cells of each earlier sum without noise over the very same rows, by this stage function."""
+    tables = _same(tx, cohort.version, cohort)
+    told = tx.all(
+        "SELECT DISTINCT number, cell FROM answered_run WHERE exact_sum AND cell > 0 AND run = ?"
+        " AND NOT (contract = ? AND stage = ?)",
+        (run, *but),
+    )
+    return frozenset(cell for number, cell in told if number in tables)
+
+
+def _same(tx: Transaction, version: bytes, cohort: Cohort | None) -> set[int]:
+    """The tables of this version, and with its `cohort`: of the very same rows, by ids or by contents."""
+    return {
         number
         for number, dataset, other, rows in tx.all("SELECT number, dataset, version, rows FROM answered_table")
         if other == version
         or (cohort and rows == cohort.rows and 0 in _differences(cohort, _load(tx, number, dataset, other)))
     }
-    told = tx.all("SELECT DISTINCT number, parties, of_all FROM answered_run WHERE exact_sum AND contract != ?", (but,))
-    found = {(frozenset(json.loads(names)), bool(of_all)) for number, names, of_all in told if number in tables}
-    return tuple(sorted(found, key=lambda one: (sorted(one[0]), one[1])))
 
 
 def aligned(tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", "")) -> dict[str, int]:
@@ -188,6 +212,11 @@ def aligned(tx: Transaction, version: bytes, but: tuple[bytes, str] = (b"", ""))
         (version, *but),
     )
     return dict(rows)
+
+
+def aligned_peers(tx: Transaction) -> set[str]:
+    """Everybody with whom anything was aligned: a policy may know by their names whose organization they are of."""
+    return {peer for (peer,) in tx.all("SELECT DISTINCT peer FROM answered_alignment")}
 
 
 # a stage begins
@@ -208,10 +237,13 @@ def check_cohort(
     real = [_now(tx, policy, facts[cohort.dataset], cohort, cohorts, run, stage) for cohort in cohorts]
     rest = facts.keys() - {cohort.dataset for cohort in cohorts}
     findings = check_stage(policy, ask, replace(stage, datasets=(*real, *(facts[name] for name in sorted(rest)))))
-    kept = 0 if stage.aligns else tx.one("SELECT count(*) FROM answered_table")[0]
-    if kept >= MAX_ANSWERS and any(_known(tx, cohort) is None for cohort in cohorts):
-        text = f"{kept} tables are remembered, and no more can be"
-        findings = (*findings, Finding("no_row_differencing", stage.id, False, text))
+    for cohort in () if stage.aligns else cohorts:
+        if not _has_room(tx, cohort, time):
+            text = (
+                f"{MAX_ANSWERS} tables of {cohort.dataset!r} are remembered, and no more can be until nothing was "
+                f"answered of one for a year (fedpeer budget show {cohort.dataset})"
+            )
+            findings = (*findings, Finding("no_row_differencing", stage.id, False, text))
     if all(finding.holds for finding in findings):
         _remember(tx, run, ask, stage, cohorts, time)
     return findings
@@ -232,6 +264,7 @@ def _now(
         rows=cohort.rows,
         nearest=nearest(tx, cohort, widest_cell(policy), cohorts) if policy.no_row_differencing else None,
         other_parties=parties(tx, cohort.version, run[0], cohort) if policy.no_party_differencing else (),
+        cells=cells(tx, cohort, stage.run, run) if policy.no_row_differencing and stage.sums else frozenset(),
         aligned=aligned(tx, facts.version, run),  # of the whole dataset: a choice of its rows is no new version
     )
 
@@ -252,10 +285,43 @@ def _remember(
         return
     exact = stage.sums and stage.cost is None
     for cohort in cohorts:
-        told = (stage.run, json.dumps(sorted(stage.parties)), time, exact, of_all(ask, stage))
+        told = (stage.run, json.dumps(sorted(stage.parties)), time, exact, of_all(ask, stage), stage.cell)
         tx.execute(
-            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*run, _keep(tx, cohort), *told)
+            "INSERT OR IGNORE INTO answered_run VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*run, _keep(tx, cohort), *told)
         )
+
+
+def remembered(tx: Transaction, dataset: str) -> int:
+    """How many tables of a dataset are remembered; at most MAX_ANSWERS."""
+    (count,) = tx.one("SELECT count(*) FROM answered_table WHERE dataset = ?", (dataset,))
+    return int(count)
+
+
+def forget(tx: Transaction, dataset: str, before: str = "~") -> int:
+    """How many tables of a dataset are forgotten now: of which nothing was answered since `before` (ISO 8601), or all.
+
+    From now on an answer may differ from one of theirs in a few rows. Alignments are counted on.
+    """
+    kept = remembered(tx, dataset)
+    tx.execute(
+        "DELETE FROM answered_run WHERE number IN (SELECT number FROM answered_run JOIN answered_table USING (number)"
+        " WHERE dataset = ? GROUP BY number HAVING max(time) < ?)",
+        (dataset, before),
+    )
+    for of_parts in ("part_of IS NOT NULL", "number NOT IN (SELECT part_of FROM answered_table WHERE part_of > 0)"):
+        tx.execute(
+            f"DELETE FROM answered_table WHERE dataset = ? AND {of_parts} AND number NOT IN"  # noqa: S608
+            " (SELECT number FROM answered_run)",
+            (dataset,),
+        )
+    return kept - remembered(tx, dataset)
+
+
+def _has_room(tx: Transaction, cohort: Cohort, time: str) -> bool:
+    """Whether a table can be remembered, after those of long ago made room if they must."""
+    if _known(tx, cohort) is not None or remembered(tx, cohort.dataset) < MAX_ANSWERS:
+        return True
+    return forget(tx, cohort.dataset, (datetime.fromisoformat(time) - YEAR).isoformat()) > 0
 
 
 # in the store

@@ -97,6 +97,8 @@ class Data(msgspec.Struct, frozen=True):
     """[name, kind], in the owner's order"""
     id: str | None
     label: str | None
+    source: str = ""
+    """what it is read from, whatever its name; "" before it was kept"""
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,13 +266,26 @@ def approvals(tx: Transaction, contract: bytes) -> list[Approval]:
     return [Approval(*row) for row in rows]
 
 
-def approve(tx: Transaction, contract: bytes, by: Caller | None, now: int, *, name: str = "", always: int = 0) -> Asked:
+def approve(
+    tx: Transaction,
+    contract: bytes,
+    by: Caller | None,
+    now: int,
+    *,
+    name: str = "",
+    always: int = 0,
+    people: int = 1,
+) -> Asked:
     """A person approves, once or (`always` 1, 2) all that is like it; the state is "approved" when it is enough.
 
-    `name`: of the job, for the list of standing approvals. Raises UsageError when nothing is asked any more, and for
+    `name`: of the job, for the list of standing approvals. `people`: how many the policy of now wants; the policy under
+    which it came may want more. Raises UsageError when nothing is asked any more, and for
     a person who approved already while another one is needed.
     """
     asked = _still_asking(tx, contract)
+    if asked.needs < people:
+        asked = msgspec.structs.replace(asked, needs=people)
+        tx.execute("UPDATE asked SET needs = ? WHERE contract = ?", (people, contract))
     uid, user = _person(by)
     before = approvals(tx, contract)
     if uid in {approval.uid for approval in before}:
@@ -279,11 +294,11 @@ def approve(tx: Transaction, contract: bytes, by: Caller | None, now: int, *, na
             hint="another user of the group fedpeer-admin approves it",
         )
     tx.execute("INSERT INTO approval VALUES (?, ?, ?, ?, ?, ?)", (contract, uid, user, now, "operator", always))
-    people = [*before, Approval(uid, user, now, "operator", always)]
-    if len(people) < asked.needs:
+    given = [*before, Approval(uid, user, now, "operator", always)]
+    if len(given) < asked.needs:
         return asked
     _settle(tx, contract, APPROVED, "")
-    if (said := min(person.always for person in people)) > 0:
+    if (said := min(person.always for person in given)) > 0:
         tx.execute(
             "INSERT INTO standing (contract, name, initiator, form, epsilon, data, any_version, people, created,"
             " expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -295,7 +310,7 @@ def approve(tx: Transaction, contract: bytes, by: Caller | None, now: int, *, na
                 asked.epsilon,
                 msgspec.json.encode(asked.data).decode(),
                 said == 2,
-                json.dumps([[person.uid, person.user] for person in people]),
+                json.dumps([[person.uid, person.user] for person in given]),
                 now,
                 now + STANDING_S,
             ),

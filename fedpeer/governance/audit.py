@@ -146,19 +146,23 @@ class Checker:
         self._heads = heads
         self._log = tree.Growing()
         self._signed = 0  # up to here the entries are those that were signed
+        self.hidden = 0
+        """of how many only the hash was shown"""
 
     @property
     def number(self) -> int:
         return self._log.number
 
     def add(self, number: int, body: bytes, nodes: bytes) -> None:
-        """The next entry, and the hashes that lie beside it."""
+        """The next entry, and the hashes that lie beside it. A `body` of b"" is hidden: its hash stands for it."""
         awaited = self._log.number + 1
         if number == awaited - 1:
             raise AuditBroken(f"entry {number} is there twice", number=number)
         if number != awaited:
             raise AuditBroken(f"entry {awaited} is missing: the next one has the number {number}", number=awaited)
-        if b"".join(self._log.add(tree.leaf(number, body))) != nodes:
+        own = tree.leaf(number, body) if body else nodes[: tree.HASH_BYTES]
+        self.hidden += not body
+        if len(own) != tree.HASH_BYTES or b"".join(self._log.add(own)) != nodes:
             raise AuditBroken(f"entry {number} is not what it was when it was appended", number=number)
         for digest, who in self._heads.get(number, ()):
             if digest != self._log.root():

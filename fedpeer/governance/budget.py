@@ -6,14 +6,16 @@ Rules
   its row and is charged once.
 * Whether it can be paid is asked in the same transaction, and there is one writer: two jobs never spend the same rest.
 * Everybody in the stage reads the answer, so each of the others is charged; all of them or, with BudgetSpent, none.
-* Peers that the policy knows as one organization have one budget, for they may tell each other.
+* Peers that the policy knows as one organization have one budget, for they may tell each other; also those that left
+  the roster, by the name that they had when they were told.
 * A charge is never taken back: a job that failed may have told its answer. So a crash can cost a job that tells
   nothing, and cannot save one that did.
 * Charges are added up (basic composition), which is more than was lost: `event` says what ran with which noise, so that
   a sharper account can be made of old charges later.
 * Privacy is counted in whole units, rounded up: sums are exact, whoever adds them and in whatever order.
 * The delta of a year is at most 1 / (10 · rows): a delta of 1 / rows could be one row, shown to everybody.
-* A dataset is its name. What is offered twice under two names has two budgets.
+* A dataset is what it is read from, and its name: what is offered under two names has one budget, and so has a name
+  of which the source was changed. A copy of a file, or another query, is another source to the book.
 
 Source: Dwork and Roth, The Algorithmic Foundations of Differential Privacy (2014), theorem 3.16 (composition).
 """
@@ -62,7 +64,14 @@ SCHEMA = Schema(
             PRIMARY KEY (contract, stage, dataset, partner)
         ) STRICT;
         CREATE INDEX charge_of ON charge (dataset, partner, time);
+        """,
         """
+        ALTER TABLE charge ADD COLUMN source TEXT NOT NULL DEFAULT ''; -- what the dataset was read from
+        CREATE INDEX charge_of_source ON charge (source, partner, time);
+        """,
+        """
+        ALTER TABLE charge ADD COLUMN name TEXT NOT NULL DEFAULT ''; -- of the partner in our roster then
+        """,
     ],
 )
 
@@ -97,6 +106,8 @@ class Charge:
     partner: str
     cost: Privacy
     event: str
+    source: str = ""
+    """what the dataset is read from, "" if that is not known"""
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ def of_stage(contract: bytes, ask: StageAsk, me: str) -> list[Charge]:
     cost, facts = Privacy.of(*ask.cost), {"run": ask.run, "version": ask.stage.version, "params": ask.params}
     event = msgspec.json.encode(facts, order="sorted").decode()
     return [
-        Charge(contract, ask.id, dataset.name, dataset.rows, partner, cost, event)
+        Charge(contract, ask.id, dataset.name, dataset.rows, partner, cost, event, dataset.source)
         for dataset in ask.datasets
         for partner in ask.parties
         if partner != me
@@ -149,8 +160,8 @@ def charge(tx: Transaction, wanted: Iterable[Charge], policy: Policy, time: str,
     now = int(datetime.fromisoformat(time).timestamp())
     new = affordable(tx, wanted, policy, now, name_of)
     for c in new:
-        row = (c.contract, c.stage, c.dataset, c.partner, c.cost.epsilon, c.cost.delta, now, c.event)
-        tx.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        row = (c.contract, c.stage, c.dataset, c.partner, c.cost.epsilon, c.cost.delta, now, c.event, c.source)
+        tx.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, name_of(c.partner)))
         facts = {"stage": c.stage, "dataset": c.dataset, "partner": c.partner}
         audit.append(tx, time, CHARGED, c.contract, {**facts, "epsilon": c.cost.epsilon, "delta": c.cost.delta})
     return new
@@ -173,9 +184,10 @@ def affordable(
         if (answer := (c.contract, c.stage, c.dataset, told)) in counted:
             continue  # another peer of the same organization reads it
         counted.add(answer)
-        pair, this = (c.dataset, told), (c.contract, c.dataset, told)
-        year[pair] = year.get(pair, spent(tx, *pair, since=now - YEAR_S)) + c.cost
-        job[this] = job.get(this, _spent_in(tx, *this)) + c.cost
+        data = c.source or c.dataset
+        pair, this = (data, told), (c.contract, data, told)
+        year[pair] = year.get(pair, spent(tx, c.dataset, told, now - YEAR_S, c.source)) + c.cost
+        job[this] = job.get(this, _sum(tx, "contract = ?", c.contract, c.dataset, c.source, told)) + c.cost
         delta = DELTA_UNITS / (ROWS_PER_DELTA * max(c.rows, 1))
         for total, holds, most in (
             (job[this], job[this].epsilon <= _most(limits.per_job), f"in this job; the most is ε = {limits.per_job:g}"),
@@ -195,29 +207,38 @@ def affordable(
     return new
 
 
-def spent(tx: Transaction, dataset: str, partners: Collection[str], since: int) -> Privacy:
+def spent(tx: Transaction, dataset: str, partners: Collection[str], since: int, source: str = "") -> Privacy:
     """What one organization, these peers, was told after `since` (seconds since 1970); of several in a stage, once.
+
+    Of the dataset by its name, and of what was read from the same source.
 
     What a clock that was ahead dated later than now is in it, too.
     """
-    return _sum(tx, "time > ?", since, dataset, partners)
+    return _sum(tx, "time > ?", since, dataset, source, partners)
 
 
 def most_spent(
-    tx: Transaction, dataset: str, partners: Iterable[str], policy: Policy, now: int, name_of: NameOf = str
+    tx: Transaction,
+    dataset: str,
+    source: str,
+    partners: Iterable[str],
+    policy: Policy,
+    now: int,
+    name_of: NameOf = str,
 ) -> float:
     """The ε of the last year, of the organization with the most among those of these peers."""
     wanted = [Charge(b"", "", dataset, 0, partner, Privacy(0, 0), "") for partner in partners]
     told = {_organization(tx, c, wanted, policy, name_of) for c in wanted}
-    return max((spent(tx, dataset, peers, now - YEAR_S).epsilon for peers in told), default=0) / EPSILON_UNITS
+    return max((spent(tx, dataset, peers, now - YEAR_S, source).epsilon for peers in told), default=0) / EPSILON_UNITS
 
 
-def all_charges(tx: Transaction, dataset: str | None = None) -> list[Charged]:
-    """The rows of one dataset, or of all, oldest first."""
+def all_charges(tx: Transaction, dataset: str | None = None, source: str = "") -> list[Charged]:
+    """The rows of one dataset and its source, or of all, oldest first."""
     rows = tx.all(
         "SELECT contract, stage, dataset, partner, epsilon, delta, time, event ->> 'run' FROM charge"
-        " WHERE dataset = coalesce(?, dataset) ORDER BY time, contract, stage, dataset, partner",
-        (dataset,),
+        " WHERE dataset = coalesce(?, dataset) OR (source = ? AND source <> '')"
+        " ORDER BY time, contract, stage, dataset, partner",
+        (dataset, source),
     )
     return [
         Charged(contract, stage, name, partner, Privacy(epsilon, delta), time, run or "")
@@ -225,14 +246,21 @@ def all_charges(tx: Transaction, dataset: str | None = None) -> list[Charged]:
     ]
 
 
-def accounts(tx: Transaction, since: int, dataset: str | None = None) -> list[Account]:
-    """What was charged after `since`, by dataset and partner; of one dataset, or of all."""
+def accounts(tx: Transaction, since: int, dataset: str | None = None, source: str = "") -> list[Account]:
+    """What was charged after `since`, by dataset and partner; of one dataset and its source, or of all.
+
+    `spent` is of the dataset's source: each of its names shows all of it.
+    """
     rows = tx.all(
-        "SELECT dataset, partner, sum(epsilon), sum(delta), count(*), max(time) FROM charge"
-        " WHERE time > ? AND dataset = coalesce(?, dataset) GROUP BY dataset, partner ORDER BY dataset, partner",
-        (since, dataset),
+        "SELECT dataset, max(source), partner, count(*), max(time) FROM charge"
+        " WHERE time > ? AND (dataset = coalesce(?, dataset) OR (source = ? AND source <> ''))"
+        " GROUP BY dataset, partner ORDER BY dataset, partner",
+        (since, dataset, source),
     )
-    return [Account(name, partner, Privacy(e, d), stages, last) for name, partner, e, d, stages, last in rows]
+    return [
+        Account(name, partner, spent(tx, name, {partner}, since, of), stages, last)
+        for name, of, partner, stages, last in rows
+    ]
 
 
 def _is_written(tx: Transaction, c: Charge) -> bool:
@@ -243,25 +271,31 @@ def _is_written(tx: Transaction, c: Charge) -> bool:
 def _organization(
     tx: Transaction, c: Charge, wanted: Iterable[Charge], policy: Policy, name_of: NameOf
 ) -> Organization:
-    """The peers in the book or among `wanted` that are one organization with a charge's partner."""
-    peers = {peer for (peer,) in tx.all("SELECT DISTINCT partner FROM charge WHERE dataset = ?", (c.dataset,))}
-    organization = policy.organization(c.partner, name_of(c.partner))
-    peers |= {other.partner for other in wanted}
-    return frozenset(peer for peer in peers if policy.organization(peer, name_of(peer)) == organization)
+    """The peers in the book or among `wanted` that are one organization with a charge's partner.
+
+    By the name of today or by that in the book, for some left the roster since; and who comes back with another key and
+    the same name is the same.
+    """
+    peers = set(tx.all("SELECT DISTINCT partner, name FROM charge")) | {(other.partner, "") for other in wanted}
+    name = name_of(c.partner)
+    organization = policy.organization(c.partner, name)
+    return frozenset(
+        peer
+        for peer, before in peers
+        if before == name or organization in {policy.organization(peer, word) for word in (name_of(peer), before)}
+    )
 
 
-def _spent_in(tx: Transaction, contract: bytes, dataset: str, partners: Collection[str]) -> Privacy:
-    return _sum(tx, "contract = ?", contract, dataset, partners)
-
-
-def _sum(tx: Transaction, where: str, value: int | bytes, dataset: str, partners: Collection[str]) -> Privacy:
+def _sum(
+    tx: Transaction, where: str, value: int | bytes, dataset: str, source: str, partners: Collection[str]
+) -> Privacy:
     marks = ", ".join("?" * len(partners))
     return Privacy(
         *tx.one(
             "SELECT coalesce(sum(epsilon), 0), coalesce(sum(delta), 0) FROM (SELECT max(epsilon) AS epsilon, "  # noqa: S608
-            f"max(delta) AS delta FROM charge WHERE {where} AND dataset = ? AND partner IN ({marks}) "
-            "GROUP BY contract, stage)",
-            (value, dataset, *sorted(partners)),
+            f"max(delta) AS delta FROM charge WHERE {where} AND (dataset = ? OR (source = ? AND source <> '')) "
+            f"AND partner IN ({marks}) GROUP BY contract, stage, dataset)",
+            (value, dataset, source, *sorted(partners)),
         )
     )
 

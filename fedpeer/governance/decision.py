@@ -27,7 +27,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from fedpeer.governance.policy import BOUNDS, Do, Policy, Rule, matches, stricter
-from fedpeer.stage import Model, Params, Rows, Stage, Sum, is_own
+from fedpeer.stage import Model, Params, Report, Rows, Stage, Sum, is_own
 
 Verdict = Literal["refused", "ask", "auto"]
 
@@ -49,6 +49,8 @@ class DatasetAsk:
     columns: tuple[str, ...]
     """what the stage reads, without the id"""
     label: str | None = None
+    source: str = ""
+    """what it is read from: several names of it have one budget"""
     spent: float = 0.0
     """ε in the last year, the largest over the partners of the job"""
     aligned: Mapping[str, int] = field(default_factory=dict)
@@ -57,6 +59,8 @@ class DatasetAsk:
     """rows by which an earlier answer differs from the whole dataset, the least that is not 0; None: none differs"""
     other_parties: tuple[tuple[frozenset[str], bool], ...] = ()
     """the participants of earlier sums without noise over these rows"""
+    cells: frozenset[int] = frozenset()
+    """the least cells of earlier sums without noise over these rows, by the same stage"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ class StageAsk:
         return any(isinstance(message, Sum) for message in self.stage.messages.values())
 
     @property
+    def cell(self) -> int:
+        """Rows behind its cells at least; 0 where no parameter says so."""
+        return next((value for name in CELLS if (value := getattr(self.params, name, None)) is not None), 0)
+
+    @property
     def cost(self) -> tuple[float, float] | None:
         """(ε, δ) of its noise, None without."""
         return self.stage.cost(self.params) if self.stage.cost is not None else None
@@ -112,6 +121,8 @@ class Ask:
     """peer id → its name in our roster"""
     sandbox_missing: tuple[str, ...] = ()
     """layers of the workers' sandbox that this machine does not have"""
+    memory: int = 0
+    """bytes that a worker may take here; 0: not looked at"""
 
     def name(self, peer: str) -> str:
         return self.names.get(peer, peer)
@@ -244,12 +255,15 @@ def _of_the_contract(policy: Policy, ask: Ask) -> Iterator[Finding]:
         )
     spending: dict[str, float] = {}
     spent: dict[str, float] = {}
+    names: dict[str, str] = {}
     for stage in ask.stages:
         for dataset in stage.datasets:
             if stage.cost is not None:
-                spending[dataset.name] = spending.get(dataset.name, 0.0) + stage.cost[0]
-                spent[dataset.name] = dataset.spent
-    for name, epsilon in sorted(spending.items()):
+                data = dataset.source or dataset.name
+                spending[data] = spending.get(data, 0.0) + stage.cost[0]
+                spent[data], names[data] = max(spent.get(data, 0.0), dataset.spent), dataset.name
+    for data, epsilon in sorted(spending.items()):
+        name = names[data]
         yield Finding(
             "budget.per_job",
             "",
@@ -259,8 +273,8 @@ def _of_the_contract(policy: Policy, ask: Ask) -> Iterator[Finding]:
         yield Finding(
             "budget.epsilon",
             "",
-            spent[name] + epsilon <= policy.budget.epsilon,
-            f"ε = {epsilon:g} of {name!r} and {spent[name]:g} in the year before, epsilon = {policy.budget.epsilon:g}",
+            spent[data] + epsilon <= policy.budget.epsilon,
+            f"ε = {epsilon:g} of {name!r} and {spent[data]:g} in the year before, epsilon = {policy.budget.epsilon:g}",
         )
 
 
@@ -270,6 +284,10 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
 
     allowed = matches([stage.run], policy.stages) or is_own(stage.run, policy.modules)
     yield finding("stages", allowed, f"{stage.run} is {'' if allowed else 'not '}among what may run")
+    if ask.memory:
+        needs = _memory(stage)
+        text = f"a worker takes {_megabytes(needs)} or more, and may take {_megabytes(ask.memory)} here"
+        yield finding("memory", needs <= ask.memory, text)
     if not stage.stage.messages:
         return  # nothing leaves
     if stage.sums:
@@ -296,10 +314,30 @@ def _of_a_stage(policy: Policy, bounds: Mapping[str, Any], ask: Ask, stage: Stag
                 if near is None
                 else f"{near} rows of {dataset.name!r} differ from an earlier answer, min_cell = {k}",
             )
+            if others := dataset.cells - {stage.cell}:  # what the one hides and the other does not is a few rows
+                told = f"{stage.run} answered of these rows of {dataset.name!r} with cells of {min(others)}"
+                yield finding("no_row_differencing", False, f"{told}, and not of {stage.cell}")
         if policy.no_party_differencing and stage.sums:
             yield _of_others(bounds["assumed_colluders"] + 2, ask, stage, dataset, finding)
     if stage.datasets and Model in stage.stage.outputs.values():
         yield _of_size(bounds, stage, finding)
+
+
+def _memory(stage: StageAsk) -> int:
+    """Bytes that a worker takes at least: its tables, 8 for each value, and what the stage says for itself.
+
+    Of a table that an earlier stage makes, all rows of the dataset count.
+    """
+    values = sum(dataset.rows * len(dataset.columns) for dataset in stage.datasets)
+    if stage.stage.memory is None:
+        return 8 * values
+    rows = max((dataset.rows for dataset in stage.datasets), default=0)
+    features = sum(column != dataset.label for dataset in stage.datasets for column in dataset.columns)
+    return 8 * values + stage.stage.memory(stage.params, rows, features)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 Make = Callable[[str, bool, str], Finding]
@@ -374,6 +412,9 @@ def _of_params(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Iterat
             if value is not None:
                 holds = value >= bounds[bound] if at_least else value <= bounds[bound]
                 yield make(bound, holds, f"{name} = {value} in the contract, {bound} = {bounds[bound]}")
+    reports = stage.sums and stage.cost is None and Report in stage.stage.outputs.values()
+    if reports and bounds["min_cell"] > 1 and not any(hasattr(stage.params, name) for name in CELLS):
+        yield make("min_cell", False, f"{stage.run} reports sums, and has no parameter min_cell that bounds its cells")
 
 
 def _of_size(bounds: Mapping[str, Any], stage: StageAsk, make: Make) -> Finding:

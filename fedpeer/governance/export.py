@@ -6,13 +6,15 @@ One JSON object a line: what it is and whose, the cards of all who signed, their
     {"card":"fedpeer-card-1.…"}
     {"head":"<base64 of a signed record>"}           heads of this log, and of the others' that it co-signed
     {"cosign":"<base64 of a signed record>"}
-    {"number":1,"entry":"<base64>","nodes":"<base64>"}
+    {"number":1,"entry":"<base64>","nodes":"<base64>"}      without "entry": hidden, its hash in "nodes" stands for it
 
 Rules
 * Every signature is verified. A card's id is the hash of its keys: who compares the ids or the fingerprints of the
   co-signers with those it knows knows that they signed; `trusted` counts no others.
 * The statements of all files given together count for each of them: a log whose owner cut it, and the signatures
   beyond the cut, is found by the file of any partner.
+* A file without the entries shows others that the log is whole and what was signed, and nothing of what is in it: an
+  entry's hash tells nothing, for 16 random bytes are in it. Who verifies is told how many are hidden.
 * A line has at most `MAX_LINE` bytes. What is wrong is named: AuditBroken with the first wrong entry.
 """
 
@@ -64,6 +66,8 @@ class Verified(msgspec.Struct, kw_only=True):
     id: str
     name: str
     entries: int
+    hidden: int
+    """entries that are not in the file, but their hashes"""
     root: str
     heads: int
     """heads of it that were found, and fit"""
@@ -76,11 +80,14 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
 
 
-def page(tx: Transaction, owner: str, card: str, since: int) -> bytes:
-    """The lines of the file from entry `since` on, at most PAGE; with 0 all that stands before the entries."""
+def page(tx: Transaction, owner: str, card: str, since: int, *, redacted: bool = False) -> bytes:
+    """The lines of the file from entry `since` on, at most PAGE; with 0 all that stands before the entries.
+
+    `redacted`: the entries are hidden.
+    """
     if since:
         rows = audit.stored(tx, since, PAGE)
-        return lines(Line(number=number, entry=body, nodes=nodes) for number, body, nodes in rows)
+        return lines(Line(number=number, entry=b"" if redacted else body, nodes=nodes) for number, body, nodes in rows)
     kept = heads.statements(tx)
     cards = {**kept.cards, owner: card}
     return lines(
@@ -191,8 +198,9 @@ def _verify(file: _File, said: Sequence[_Statement], cards: dict[str, Card]) -> 
             checker.add(line.number, line.entry, line.nodes)
         head = checker.end()
     except AuditBroken as error:
+        what = error.message.removeprefix(f"{file.name}, ")  # of a line that cannot be read
         raise AuditBroken(
-            f"{file.name}, the log of {name_of(file.owner)}: {error.message}", hint=error.hint, number=error.number
+            f"{file.name}, the log of {name_of(file.owner)}: {what}", hint=error.hint, number=error.number
         ) from None
     by: dict[str, int] = {}
     for one in said:
@@ -203,6 +211,7 @@ def _verify(file: _File, said: Sequence[_Statement], cards: dict[str, Card]) -> 
         id=file.owner,
         name=name_of(file.owner),
         entries=head.number,
+        hidden=checker.hidden,
         root=head.digest.hex(),
         heads=len({(one.number, one.root) for one in said}),
         signed=max(by.values(), default=0),
@@ -229,6 +238,11 @@ def _parse(name: str, lines: Iterable[bytes]) -> Iterator[Line]:
             if _encoder.encode(line) != text.removesuffix(b"\n"):  # the same said otherwise: a byte was changed
                 raise msgspec.DecodeError("not as it was written")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if count == 1:
+                hint = "fedpeer audit export FILE makes one"
+                raise AuditBroken(
+                    f"{name} is no audit log, or its first line was altered: {error}", hint=hint
+                ) from None
             where = f"entry {number + 1}" if number else "what stands before the entries"
             raise AuditBroken(
                 f"{name}, line {count}: {where} cannot be read: {error}", number=number + 1 if number else 0

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from fedpeer.crypto import hash_
-from fedpeer.errors import FedpeerError, TrustError
+from fedpeer.errors import CardError, FedpeerError, TrustError
 from fedpeer.identity import Card
 from fedpeer.mesh import records
 from fedpeer.store import Schema, Transaction
@@ -239,7 +239,10 @@ def verify(data: bytes) -> Verified:
     passport = file.passport
     hashed = digest(document(passport))
     contributors = {passport.participants.get(alias, ""): alias for alias in passport.contributors}
-    cards = {card.id: card for card in map(Card.parse, file.cards)}
+    try:
+        cards = {card.id: card for card in map(Card.parse, file.cards)}
+    except CardError:
+        raise TrustError("a card in this passport was altered", hint="ask one of the signers for theirs") from None
     signed: set[str] = set()
     for raw in file.signatures:
         try:

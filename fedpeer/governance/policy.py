@@ -18,6 +18,8 @@ Rules
   ("ask", "refuse") when ANY does. So a column that is to be kept back cannot be hidden beside others.
 * A partner is named by its id, or by the name that it has in our roster. Nobody else can give itself that name here.
 * A text that cannot be read is never half a policy: it is refused when it is set, and jobs are refused when it is kept.
+* While the text that counts says two_person, another counts only when two people (uids) have set the very same: who
+  could change the policy alone could approve alone, by any of its keys.
 """
 
 from __future__ import annotations
@@ -49,7 +51,14 @@ SCHEMA = Schema(
             uid INTEGER NOT NULL,  -- of who set it
             time TEXT NOT NULL
         ) STRICT;
+        """,
         """
+        CREATE TABLE policy_waiting (
+            uid INTEGER PRIMARY KEY,  -- of who set it, and nobody else so far
+            text TEXT NOT NULL,
+            time TEXT NOT NULL
+        ) STRICT;
+        """,
     ],
 )
 
@@ -101,7 +110,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     approve: Annotated[
         Do, msgspec.Meta(description='What no rule decides: "ask" the operator, "auto" (allow), or "refuse".')
     ] = "ask"
-    two_person: Annotated[bool, msgspec.Meta(description="Whether two operators must approve a job.")] = False
+    two_person: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Whether two operators must approve a job, and set another policy: the very same text."
+        ),
+    ] = False
     stages: Annotated[
         Globs, msgspec.Meta(description="What may run at all; anything else is refused, whatever the rules say.")
     ] = ("horizontal.*", "vertical.*", "local.*")
@@ -116,7 +130,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Globs,
         msgspec.Meta(
             description="Partners that count as holders of data of their own, by name or id: the others do not count\n"
-            "toward min_parties, for they may bring no rows. Everybody in the roster was added by hand."
+            "toward min_parties, for they may bring no rows. '*' is every card that you ever added: a partner's, and\n"
+            "one that a person of theirs may have made up. Where partners are few, name them."
         ),
     ] = ("*",)
     organizations: Annotated[
@@ -145,8 +160,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_row_differencing: Annotated[
         bool,
         msgspec.Meta(
-            description="Refuse rows that differ from rows answered before in 1 to min_cell - 1: the difference of\n"
-            "both answers would show them."
+            description="Refuse rows that differ from rows answered before in 1 to min_cell - 1, and the same with\n"
+            "cells of another size: the difference of both answers would show them."
         ),
     ] = True
     no_party_differencing: Annotated[
@@ -172,6 +187,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = "required"
     budget: Budget = Budget()
     rule: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=1000)] = ()
+
+    @property
+    def people(self) -> int:
+        """How many approve a job that is asked about."""
+        return 2 if self.two_person else 1
 
     def is_counted(self, peer: str, name: str) -> bool:
         """Whether a partner counts as a holder of data."""
@@ -289,6 +309,14 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     time: str
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A text that one person has set, where two must."""
+
+    uid: int
+    text: str
+    time: str
+
+
 def kept(tx: Transaction) -> Kept:
     """The text that counts."""
     row = tx.one("SELECT number, text, uid, time FROM policy ORDER BY number DESC LIMIT 1")
@@ -312,16 +340,36 @@ def current(tx: Transaction) -> Policy:
         ) from None
 
 
-def keep(tx: Transaction, text: str, uid: int, time: str, after: int | None = None) -> Kept:
-    """From now on this text counts. `after`: the number of the text that it was made from, if it was.
+def waiting(tx: Transaction) -> list[Waiting]:
+    """The texts that wait for a second person, oldest first."""
+    rows = tx.all("SELECT uid, text, time FROM policy_waiting ORDER BY time, uid")
+    return [Waiting(uid=uid, text=text, time=time) for uid, text, time in rows]
 
-    Raises ConfigError, and nothing changes, for a text that is no policy, and if another was set meanwhile.
+
+def keep(tx: Transaction, text: str, uid: int, time: str, after: int | None = None) -> Kept | None:
+    """From now on this text counts; None if it waits for a second person, in place of what `uid` set before.
+
+    `after`: the number of the text that it was made from, if it was. Raises ConfigError, and nothing changes, for a
+    text that is no policy, and if another was set meanwhile.
     """
     parse(text)
-    if after is not None and (latest := kept(tx)).number != after:
+    latest = kept(tx)
+    if after is not None and latest.number != after:
         raise ConfigError(f"the policy was changed meanwhile, by uid {latest.uid}", hint="fedpeer policy show")
+    if _two_person(latest.text) and not any(one.text == text and one.uid != uid for one in waiting(tx)):
+        tx.execute("INSERT OR REPLACE INTO policy_waiting VALUES (?, ?, ?)", (uid, text, time))
+        return None
+    tx.execute("DELETE FROM policy_waiting")
     tx.execute("INSERT INTO policy (text, uid, time) VALUES (?, ?, ?)", (text, uid, time))
     return kept(tx)
+
+
+def _two_person(text: str) -> bool:
+    """Whether a kept text asks for two, also one that is no policy of this release any more."""
+    try:
+        return tomllib.loads(text).get("two_person", False) is not False
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return True
 
 
 def stricter(bound: str, one: Any, other: Any) -> Any:

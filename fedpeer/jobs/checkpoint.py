@@ -83,6 +83,8 @@ class Saved:
     chance: bytes
     history: bytes
     state: Kept
+    again: bool
+    """it began before"""
 
 
 async def keep(store: Store, name: bytes, value: Sequence[Buffer]) -> Kept:
@@ -108,7 +110,7 @@ def open_(store: Store, name: bytes, kept: Kept) -> bytes:
 
 def begin(tx: Transaction, contract: bytes, stage: str, chance: bytes, history: bytes) -> Saved:
     """Where the stage stands; at its first start, `chance` and `history` are what it starts with."""
-    tx.execute(
+    begun = tx.execute(
         "INSERT OR IGNORE INTO checkpoint (contract, stage, first_chance, first_history) VALUES (?, ?, ?, ?)",
         (contract, stage, chance, history),
     )
@@ -118,7 +120,9 @@ def begin(tx: Transaction, contract: bytes, stage: str, chance: bytes, history: 
         (contract, stage),
     )
     first_chance, first_history, turn, chance_next, history_next, inline, file = row
-    return Saved(first_chance, first_history, turn, chance_next, history_next, Kept(inline, file))
+    return Saved(
+        first_chance, first_history, turn, chance_next, history_next, Kept(inline, file), again=not begun.rowcount
+    )
 
 
 def save(

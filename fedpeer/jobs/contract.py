@@ -248,8 +248,9 @@ def summing(contract: Contract, find: FindStage) -> list[str]:
     return []
 
 
-def _sums(stage: Stage) -> bool:
-    return any(isinstance(message, Sum) for message in stage.messages.values())
+def _sums(stage: Stage, group: str = "") -> bool:
+    """Whether it makes secure sums; with a group: of that one."""
+    return any(isinstance(message, Sum) and group in ("", message.group) for message in stage.messages.values())
 
 
 # from text
@@ -332,7 +333,7 @@ def _read_toml(text: str) -> _Written:
     try:
         tree = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ContractError(f"not TOML: {error}") from None
+        raise ContractError(f"the contract is not TOML: {error}") from None
     _known_keys(tree, _Written, "the contract")
     if tree.get("version") != 1:
         raise ContractError("this release reads contracts of version 1", hint="the first line is: version = 1")
@@ -468,7 +469,11 @@ def _check_participants(contract: Contract) -> None:
 
 
 def _check_sums(contract: Contract, known: Mapping[str, tuple[StageEntry, Stage]]) -> None:
-    """All stages with sums are held by the same participants: two sums over nearly the same show one's values."""
+    """No two sums are over other participants, or only where it does not show: their difference is one's values.
+
+    So all stages with sums are held by the same; and where somebody may be away, one stage has sums that are not bound
+    to those in the first: in the others the same could be asked again, over others.
+    """
     summing = [entry for entry, stage in known.values() if _sums(stage)]
     for entry in summing[1:]:
         if entry.role_of.keys() != summing[0].role_of.keys():
@@ -476,6 +481,15 @@ def _check_sums(contract: Contract, known: Mapping[str, tuple[StageEntry, Stage]
                 f"stages {summing[0].id!r} and {entry.id!r} make secure sums over different participants: the "
                 f"difference of two sums would tell the values of those who are in one only",
                 hint="the same participants take part in every stage with sums",
+            )
+    free = [entry for entry, stage in known.values() if _sums(stage, "turn")]
+    for entry in free[1:]:
+        profile = sums_of(contract, entry, {other.run: stage for other, stage in known.values()}.__getitem__)
+        if profile is not None and profile.m_min < profile.n:
+            raise ContractError(
+                f"stages {free[0].id!r} and {entry.id!r} make secure sums by turns, from which somebody may be away: "
+                f"the difference of two sums would tell the values of who is in one only",
+                hint=f"min_parties = {profile.n} in [rules]: then nobody may be away; or one contract has one of them",
             )
 
 

@@ -122,6 +122,7 @@ class Execution:
         self.turn = self.k = self.common = 0
         self.history = self.turn_history = b""
         self.saved_turn, self.saved_history = -1, b""
+        self._begun = False  # by this daemon
         self.waits_for = ""
         """the peer without whom this stage does not go on: its message or its proposal comes next"""
 
@@ -146,6 +147,9 @@ class Execution:
         saved = await self.store.write(
             lambda tx: checkpoint.begin(tx, self.contract, self.stage_id, self.chance(), first)
         )
+        if saved.again and not self._begun:  # what follows a crash of the worker is told by that
+            self.say("resumed", stage=self.stage_id, turn=saved.turn + 1)
+        self._begun = True
         self.saved_turn, self.saved_history = saved.turn, saved.history
         self._at(0, saved.first_history)
         resume = None

@@ -52,10 +52,6 @@ KINDS = frozenset({CONTRACT, COUNTERSIGN, DONE, ABORT, ENDED, *heads.KINDS, PASS
 
 REFUSALS = {
     "contract": "cannot run this contract: another release, or a stage it does not have",
-    "participants": "does not know every participant",
-    "dataset": "has no dataset of that name",
-    "columns": "has no such column in its dataset",
-    "data": "could not read its data",
     "policy": "does not allow it",
 }
 """Why a participant refuses; all it says to the others."""

@@ -42,6 +42,7 @@ from fedpeer.errors import (
     JobError,
     NotFound,
     PeerAbsent,
+    PolicyError,
     RemoteProtocolError,
     StoreError,
 )
@@ -49,7 +50,7 @@ from fedpeer.events import Events
 from fedpeer.governance import answered, approvals, audit, budget, heads, passport, policy
 from fedpeer.governance.approvals import who
 from fedpeer.jobs import archive, checkpoint, contract, keyring, lifecycle
-from fedpeer.jobs.answer.service import Answers, Refused
+from fedpeer.jobs.answer.service import Answers
 from fedpeer.jobs.approvals.service import Approvals
 from fedpeer.jobs.contract import Contract
 from fedpeer.jobs.dryrun.service import DryRuns, DryRunView
@@ -74,6 +75,8 @@ MAX_PROPOSED = 64
 """Jobs of one initiator that live here or are served at a time; more of its contracts are not taken."""
 MAX_PER_DAY = 200
 """Contracts of one other initiator that are taken within 24 hours: each leaves entries in the audit log for ever."""
+OWN_ANSWER_S = 30.0
+"""So long who submits waits for the own policy's word, which may read the data."""
 MAX_UNAGREED = 200
 """Jobs of one other initiator that are kept when they are over though they were never agreed."""
 
@@ -130,7 +133,7 @@ class Jobs:
         )
         self._dry_runs = DryRuns(catalog, start_worker=start_worker, run_in_thread=run_in_thread, find=find)
         self._stages = Stages(
-            mesh, aggregation, store, self._files, start_worker=start_worker, run_in_thread=run_in_thread, find=find
+            mesh, aggregation, store, start_worker=start_worker, run_in_thread=run_in_thread, find=find
         )
         self.models = Models(
             lambda contract_id: self._jobs[contract_id].view,
@@ -165,13 +168,21 @@ class Jobs:
     async def submit(self, text: str, by: Caller | None = None) -> JobView:
         """Propose the contract of a TOML text to its participants; `by`, who does, approves our own part of it.
 
-        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it, DiskFull.
+        Raises ContractError naming what is wrong in it, PolicyError where our own policy refuses it (that may show only
+        when our data is read: then the job is cancelled), DiskFull. A table that is read for long is not waited for.
         """
         if self._store.scarce:
             raise DiskFull
         read = await self._written(text)
         await self._answers.check_policy(read)
-        return (await self._add(codec.encode(read), read, by)).seen()
+        job = await self._add(codec.encode(read), read, by)
+        with trio.move_on_after(OWN_ANSWER_S):
+            await job.asked.wait()
+        asked = await self._store.read(lambda tx: approvals.find(tx, job.id))
+        if asked is not None and asked.state == approvals.REFUSED:  # as far as it shows only when the data is read
+            job.fail(Cancelled(f"cancelled by {self._roster.name_of(self._mesh.me)}"))
+            raise PolicyError(f"your own part of it is refused: {asked.why}", hint="fedpeer policy show")
+        return job.seen()
 
     async def test_policy(self, text: str) -> DecisionView:
         """What this peer's policy says to the contract of a TOML text, and why. Nothing is sent, kept or counted.
@@ -233,10 +244,7 @@ class Jobs:
             now=self._seconds(),
             nonce=random_bytes(contract.NONCE_BYTES),
         )
-        try:
-            await self._answers.check(read)
-        except Refused as refused:
-            raise refused.error from None
+        await self._answers.check(read)
         return read
 
     async def _proposed(self, record: Record) -> None:

@@ -51,6 +51,10 @@ class SumsView(View):
     survivors: list[str] = []
     left_out: dict[str, list[int]] = {}
     """who was left out lately: first and last turn, without a break"""
+    waits_for: list[str] = []
+    """names of those whom a sum lacks that takes longer than usual"""
+    waits_until: str = ""
+    """then it ends without them, or the job with it; "" where none waits"""
 
 
 class StageView(View):
@@ -308,6 +312,8 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
             _mine(view).state, _mine(view).reason, view.asks = "refused", facts["why"], None
         case "agreed":
             view.state = step(State(view.state), Event.AGREE)
+        case "stage_refused":
+            _mine(view).reason = f"but does not begin stage {facts['stage']!r}: {facts['why']}"
         case "stage_started" if stage is not None:
             stage.state = "running"
             if view.state == State.AGREED:
@@ -317,6 +323,11 @@ def apply(view: JobView, time: str, event: str, facts: Mapping[str, Any]) -> Non
         case "sum" if stage is not None and stage.sums is not None and facts["step"] == "total":
             alias_of = {participant.peer: participant.alias for participant in view.participants}
             _summed(stage.sums, facts["turn"], [alias_of[peer] for peer in facts["survivors"]])
+            stage.sums.waits_for, stage.sums.waits_until = [], ""
+        case "waits" if stage is not None and stage.sums is not None:
+            stage.sums.waits_for, stage.sums.waits_until = list(facts["for"]), facts["until"]
+        case "resumed" if stage is not None and stage.sums is not None:
+            stage.sums.waits_for, stage.sums.waits_until = [], ""
         case "worker_crashed" if stage is not None:
             stage.restarts = facts["restarts"]
         case "stage_done" if stage is not None:

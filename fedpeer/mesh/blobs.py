@@ -10,7 +10,7 @@ Rules
   lost power, a holder that lies) is thrown away.
 * What we fetch for somebody who has no path to its holder passes through a file of its own, which nobody verifies here
   and which is removed when it was handed on, or given up. It is never longer than was asked for.
-* Files are removed after the commit that made them needless; `mesh_garbage` remembers them in case of a crash between.
+* Files are removed after the commit that made them needless; what a crash between leaves goes in Store.sweep.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ SCHEMA = Schema(
         """CREATE TABLE mesh_offer (scope BLOB NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL,
             PRIMARY KEY (scope, digest));
         CREATE INDEX mesh_offer_digest ON mesh_offer (digest);
-        CREATE TABLE mesh_garbage (digest BLOB PRIMARY KEY)"""
+        CREATE TABLE mesh_garbage (digest BLOB PRIMARY KEY)""",
+        "DROP TABLE mesh_garbage",
     ],
     files="SELECT digest FROM mesh_offer",
 )
@@ -68,15 +69,7 @@ def withdraw(tx: Transaction, store: Store, scope: bytes, digest: bytes | None =
 def remove(tx: Transaction, store: Store, digests: Iterable[bytes]) -> None:
     """Remove files of the store after this transaction."""
     for digest in digests:
-        tx.execute("INSERT OR IGNORE INTO mesh_garbage VALUES (?)", (digest,))
         tx.after_commit(lambda digest=digest: store.remove_file(digest))  # type: ignore[misc]
-
-
-def sweep(tx: Transaction, store: Store) -> None:
-    """At the start: remove what a crash left between a commit and the removal of its files."""
-    for (digest,) in tx.all("SELECT digest FROM mesh_garbage"):
-        store.remove_file(digest)
-    tx.execute("DELETE FROM mesh_garbage")
 
 
 class Fetched:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from fedpeer.crypto import equal
 from fedpeer.errors import Ambiguous, CardError, NotFound, TrustError
 from fedpeer.identity import Card
 from fedpeer.store import Schema, Transaction
@@ -71,8 +72,8 @@ class Roster:
         return self.me if peer == self.me.id else self._cards.get(peer)
 
     def by_key(self, dh: bytes) -> Card | None:
-        """The peer (never ourselves) whose sessions are made with this key."""
-        return next((card for card in self._cards.values() if card.body.dh == dh), None)
+        """The peer (never ourselves) whose sessions are made with this key; time does not tell how much of it fits."""
+        return next((card for card in self._cards.values() if equal(card.body.dh, dh)), None)
 
     def __iter__(self) -> Iterator[Card]:
         return iter(sorted(self._cards.values(), key=lambda card: card.name))

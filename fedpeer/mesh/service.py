@@ -90,7 +90,6 @@ class Mesh:
         loaded = records.load(tx, self.me)
         self.scopes = {scope: Scope(self.me, audience, shelf) for scope, (audience, shelf) in loaded.items()}
         self.waiting = mail.Waiting(tx)
-        blobs.sweep(tx, self.store)
         self.files.fetched.sweep(self.scopes)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

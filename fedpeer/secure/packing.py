@@ -4,7 +4,7 @@ A number x in slot j counts 2^(width·j)·x. Numbers are signed, so a plaintext 
 modulo n.
 
 Rules
-* What is returned is packed: this is the only way back to the owner, and it takes as many numbers as fit a ciphertext.
+* What is returned is packed, as many numbers as fit a ciphertext; `masked` and `readable` are the only ways back.
 * What the owner is not meant to read is masked by an integer that is uniform below n. Whatever the plaintext was, its
   owner sees a uniform number. A mask that is only longer than the plaintext does not do: who encrypts 2^(200 + 500·k)
   in place of its k-th number would read the other's factors from it.
@@ -103,15 +103,15 @@ class Slots:
         return [values[start : start + self.count] for start in range(0, len(values), self.count)]
 
 
-def masked(ciphertexts: Ciphertexts, slots: Slots, stranger: Stranger, random: Chance) -> tuple[Ciphertexts, list[int]]:
+def masked(packed: Ciphertexts, slots: Slots, stranger: Stranger, random: Chance) -> tuple[Ciphertexts, list[int]]:
     """What is returned of numbers that the owner is not meant to read, and the masks that came upon the plaintexts.
 
-    Shares modulo 2^ring are `slots.shares` of the owner's decryptions, and `slots.shares` of the masks taken away.
-    A masker that is meant to read them is told the decryptions, and has (decryption - mask) modulo n unpacked.
+    `packed`: by `slots.pack_encrypted`, or made of what the owner had packed itself. Shares modulo 2^ring are
+    `slots.shares` of the owner's decryptions, and `slots.shares` of the masks taken away. A masker that is meant to
+    read them is told the decryptions, and has decryption - mask modulo n unpacked.
     """
-    if slots != Slots.masked(ciphertexts.public, slots.width):
+    if slots != Slots.masked(packed.public, slots.width):
         raise LocalProtocolError("slots that are not those of masked numbers")
-    packed = slots.pack_encrypted(ciphertexts)
     masks = random.below(slots.public.n, len(packed))
     return packed + stranger.encrypt(masks, random), masks
 
@@ -121,9 +121,9 @@ def readable(ciphertexts: Ciphertexts, slots: Slots, stranger: Stranger, random:
     if slots != Slots.read(ciphertexts.public, slots.width):
         raise LocalProtocolError("slots that are not those of numbers to be read")
     packed = slots.pack_encrypted(ciphertexts)
-    used = [slots.count] * (len(packed) - 1) + [len(ciphertexts) - slots.count * (len(packed) - 1)]
     filling = []
-    for count in used:
+    for start in range(0, len(ciphertexts), slots.count):
+        count = min(slots.count, len(ciphertexts) - start)
         free = slots.public.bits - FREE_READ - slots.width * count
         filling.append(random.below(1 << free, 1)[0] << (slots.width * count))
     return packed + stranger.encrypt(filling, random)

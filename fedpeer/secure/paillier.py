@@ -65,7 +65,7 @@ class PublicKey:
 
     def __init__(self, n: int) -> None:
         if n < 0 or n.bit_length() not in LENGTHS:
-            raise TrustError(f"a Paillier key of {n.bit_length()} bits; {' or '.join(map(str, LENGTHS))} are used")
+            raise TrustError(f"a Paillier key that is negative, or of {n.bit_length()} bits and not of 2048 or 3072")
         if gmpy2.gcd(n, _PRIMORIAL) != 1:
             raise TrustError(f"a Paillier key with a factor below {SMALL}")
         if gmpy2.is_power(n) or gmpy2.is_prime(n):
@@ -324,7 +324,7 @@ class Stranger:
 def _encrypt(values: Sequence[int], noise: residues.Split, m: int, rest: int) -> list[int]:
     """(1 + n·value)·noise modulo m², n = m·rest: the plaintext is added to the noise's t."""
     x, t = noise
-    return residues.join(x, [a + rest * value for a, value in zip(t, values, strict=True)], m)
+    return residues.join(x, [a + rest * int(value) for a, value in zip(t, values, strict=True)], m)
 
 
 # on all cores

@@ -157,7 +157,7 @@ def signed_digits(row: Sequence[int]) -> tuple[int, list[Index]]:
 
     The width is the one that costs least: a product for each element, and two for each bucket, of each digit.
     """
-    low, high = min(row), max(row)
+    low, high = min(row, default=0), max(row, default=0)
 
     def bias(width: int) -> tuple[int, int]:
         """How many digits it takes, and what makes all of them positive."""
@@ -205,6 +205,8 @@ class Noise:
 
     def draw(self, count: int, random: Chance) -> Split:
         """`count` independent draws as x (long) and t, to be joined; what is added to t is a plaintext."""
+        if not count:
+            return [], []
         if not len(self._x):
             units = [self._unit(random) for _ in range(count)]
             return [gmpy2.powmod(unit, self._m, self._m**2) for unit in units], [ONE * 0] * count
@@ -224,8 +226,7 @@ class Noise:
 
     def _column(self, base: int, digits: npt.NDArray[np.uint16]) -> list[int]:
         """x of the powers of one base, read as a single integer and cut in pieces: there is no faster way in."""
-        whole = gmpy2.mpz.from_bytes(self._x[base][digits].tobytes(), "little")
-        pieces: list[int] = gmpy2.unpack(whole, 8 * self._width)
+        pieces: list[int] = gmpy2.unpack(_read(self._x[base][digits]), 8 * self._width)
         return pieces
 
     def _t_of(self, digits: npt.NDArray[np.uint16]) -> list[int]:
@@ -233,17 +234,19 @@ class Noise:
         limbs = np.zeros((digits.shape[1], self._width // 4), np.uint64)
         for powers, places in zip(self._t, digits, strict=True):
             limbs += powers[places]
-        read = gmpy2.mpz.from_bytes
-        even, odd = (np.ascontiguousarray(limbs[:, start::2]) for start in (0, 1))
-        return [
-            read(a.tobytes(), "little") + (read(b.tobytes(), "little") << 32) for a, b in zip(even, odd, strict=True)
-        ]
+        return [_read(row[::2]) + (_read(row[1::2]) << 32) for row in limbs]
 
     def _unit(self, random: Chance) -> int:
         while True:
             unit: int = gmpy2.mpz(random.below(self._m, 1)[0])
             if gmpy2.gcd(unit, self._m) == 1:
                 return unit
+
+
+def _read(limbs: npt.NDArray[Any]) -> int:
+    """All of it as one integer."""
+    value: int = gmpy2.mpz.from_bytes(limbs.tobytes(), "little")
+    return value
 
 
 def _powers(value: int, m: int, count: int) -> Split:

@@ -151,6 +151,9 @@ def failure(error: BaseException) -> protocol.Failed:
     if isinstance(error, FedpeerError):
         return protocol.failure(error)
     traceback.print_tb(error.__traceback__)
+    if isinstance(error, MemoryError):
+        hint = "offer fewer rows or columns, or run the daemon where there is more memory"
+        return protocol.failure(StageError(f"out of memory {_place(error.__traceback__)}", hint=hint))
     return protocol.failure(StageError(f"{type(error).__name__} {_place(error.__traceback__)}"))
 
 

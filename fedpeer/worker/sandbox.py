@@ -19,7 +19,7 @@ Rules
   is for each process, of which `peers.map` has one for each core; root has no limit of processes. The unit
   systemd/fedpeer-worker@.service takes these, too.
 
-Source: landlock(7), seccomp(2), prctl(2), getrlimit(2), capset(2).
+Source: landlock(7), seccomp(2), prctl(2), getrlimit(2), capset(2), cgroups(7).
 """
 
 from __future__ import annotations
@@ -146,8 +146,38 @@ def confine(*, memory: int = 0, modules: Sequence[str] = (), best_effort: bool =
 
 
 def default_memory() -> int:
-    """Bytes: three quarters of the machine's, and at least LEAST_MEMORY."""
-    return max(LEAST_MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 * 3)
+    """Bytes of address space: `usable_memory`, and at least LEAST_MEMORY, for not all that is reserved is used."""
+    return max(LEAST_MEMORY, usable_memory())
+
+
+def usable_memory(system: Path = Path("/")) -> int:
+    """Bytes: three quarters of the machine's memory, or of what the control groups of this process let it have."""
+    least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit_file in _memory_limits(system):
+        try:
+            text = limit_file.read_text().strip()
+        except OSError:  # a group of outside this container
+            continue
+        least = min(least, int(text)) if text.isdigit() else least
+    return least // 4 * 3
+
+
+def _memory_limits(system: Path) -> Iterator[Path]:
+    """The files with the limits of this process's control groups, of version 1 and 2, and of those around them."""
+    try:
+        groups = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = system / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = system / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        yield from (root / folder / name for folder in (group, *group.parents))
 
 
 def keep_private() -> None:

@@ -206,7 +206,9 @@ class WorkerProcess:
             return "closed its socket"
         if status >= 0:
             return f"ended with exit status {status}"
-        return f"was ended by {signal.Signals(-status).name}"
+        name = signal.Signals(-status).name
+        killed = " (as by a limit of memory: of its control group, or of the machine)" if name == "SIGKILL" else ""
+        return f"was ended by {name}{killed}"
 
     async def _copy_log(self) -> None:
         """Hand standard error to the log until it ends; what is beyond LOG_BYTES is read and forgotten."""

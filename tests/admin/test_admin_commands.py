@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import grp
 import itertools
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +19,16 @@ from typing import Any
 import click
 import msgspec
 import pytest
+import structlog
+import trio
 
 from fedpeer import cli
+from fedpeer.admin import service
 from fedpeer.admin.caller import Caller, calling
-from fedpeer.admin.client import request
+from fedpeer.admin.client import Client, request
 from fedpeer.admin.commands import COMMANDS, Command
 from fedpeer.errors import ConfigError, UsageError
+from fedpeer.events import Events
 from fedpeer.governance import policy
 from fedpeer.store import Record, Store
 
@@ -149,38 +157,131 @@ def test_the_command_line_starts_without_heavy_modules() -> None:
     assert not loaded & {"trio", "numpy", "pyarrow", "nacl", "cryptography", "starlette", "rich"}
 
 
-async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_was_made_from(tmp_path: Path) -> None:
-    used: list[int] = []
-    told: list[Any] = []
+class Policies:
+    """A daemon as far as its policy is concerned, behind a real socket whose callers are who they say."""
 
-    class Daemon:
-        store = Store(tmp_path, [policy.SCHEMA])
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = Store(folder / "state", [policy.SCHEMA])
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.used = 0
+        self.uid = 1000
+        self.connections = SimpleNamespace(roster=[SimpleNamespace(name="hospital-b", id="fp1b")])
+        self.catalog = SimpleNamespace(list=self._datasets)
+        self._path = folder / "admin" / "admin.sock"
+        monkeypatch.setattr(service, "caller_of", lambda _: Caller(uid=self.uid, pid=1))
 
-        @staticmethod
-        def record(event: str) -> Record:
-            return lambda _tx, facts: told.append((event, facts["policy"], facts["text"]))
+    def record(self, event: str) -> Record:
+        return lambda _tx, facts: self.told.append((event, facts))
 
-        @staticmethod
-        def now() -> datetime:
-            return datetime(2026, 6, 1, tzinfo=UTC)
+    def now(self) -> datetime:
+        return datetime(2026, 6, 1, tzinfo=UTC)
 
-        @staticmethod
-        async def use_policy() -> None:
-            used.append((await ask("policy.show", 1000)).number)
+    async def use_policy(self) -> None:
+        self.used += 1
 
-    async def ask(name: str, uid: int, **given: Any) -> Any:
-        command = COMMANDS[name]
-        with calling(Caller(uid=uid, pid=1)):
-            return await command.handler(Daemon, command.check(given))
+    async def _datasets(self) -> list[Any]:
+        return [SimpleNamespace(name="patients")]
 
-    assert (await ask("policy.show", 1000)).number == 0
-    kept = await ask("policy.set", 1001, text="min_rows = 50", after=0)
-    assert (kept.number, kept.text, kept.uid, kept.time) == (1, "min_rows = 50", 1001, "2026-06-01T00:00:00.000+00:00")
-    with pytest.raises(ConfigError, match="changed meanwhile, by uid 1001"):
-        await ask("policy.set", 1002, text="min_rows = 51", after=0)
-    with pytest.raises(ConfigError, match="unknown key"):
-        await ask("policy.set", 1002, text="min_row = 51")
-    assert await ask("policy.show", 1000) == kept
-    assert used == [1]
-    assert told == [("policy_set", 1, "min_rows = 50")]
-    Daemon.store.close()
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        log = structlog.testing.CapturingLogger()
+        server = service.AdminServer(COMMANDS.values(), self, Events(), log=log, allow=lambda _: True)
+        with service.listening(self._path) as listeners:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.serve, *listeners)
+                yield
+                nursery.cancel_scope.cancel()
+        self.store.close()
+
+    async def ask(self, uid: int, name: str, **given: Any) -> dict[str, Any]:
+        self.uid = uid
+        answer: dict[str, Any] = await trio.to_thread.run_sync(partial(Client(self._path).call, name, **given))
+        return answer
+
+
+async def test_a_policy_is_kept_with_who_set_it_and_only_in_place_of_the_one_it_was_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Policies(tmp_path, monkeypatch)
+    async with daemon.serving():
+        assert (await daemon.ask(1000, "policy.show"))["number"] == 0
+        kept = await daemon.ask(1001, "policy.set", text="min_rows = 50", after=0)
+        assert kept == {
+            "number": 1, "text": "min_rows = 50", "uid": 1001, "time": "2026-06-01T00:00:00.000+00:00", "waiting": [],
+            "doubts": [],
+        }  # fmt: skip
+        with pytest.raises(ConfigError, match="changed meanwhile, by uid 1001"):
+            await daemon.ask(1002, "policy.set", text="min_rows = 51", after=0)
+        with pytest.raises(ConfigError, match="unknown key"):
+            await daemon.ask(1002, "policy.set", text="min_row = 51")
+        assert await daemon.ask(1000, "policy.show") == kept
+    assert daemon.used == 1
+    assert daemon.told == [("policy_set", {"policy": 1, "text": "min_rows = 50"})]
+
+
+SLIPS = """
+trusted = ["hospitl-b"]
+[[rule]]
+do = "refuse"
+stages = ["horizontal.statistcs:*"]
+datasets = ["patient"]
+partners = ["fp1b", "hospital-*", "bank"]
+"""
+
+
+async def test_who_sets_a_policy_is_told_what_it_names_and_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Policies(tmp_path, monkeypatch)
+    async with daemon.serving():
+        told = (await daemon.ask(1000, "policy.set", text=SLIPS))["doubts"]
+        assert told == [
+            "trusted: 'hospitl-b' matches nobody in the roster; did you mean 'hospital-b'?",
+            "rule 1, stages: 'horizontal.statistcs' matches no stage; did you mean 'horizontal.statistics'?",
+            "rule 1, partners: 'bank' matches nobody in the roster",
+            "rule 1, datasets: 'patient' matches no dataset here; did you mean 'patients'?",
+        ]
+        assert (await daemon.ask(1000, "policy.show"))["doubts"] == told
+
+
+@pytest.mark.parametrize(("members", "warned"), [(["root"], True), (["nobody"], False)])
+async def test_who_wants_two_people_is_told_if_there_is_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: list[str], warned: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(grp, "getgrnam", lambda _: SimpleNamespace(gr_mem=members, gr_gid=7))
+    daemon = Policies(tmp_path, monkeypatch)
+    async with daemon.serving():
+        told = (await daemon.ask(1000, "policy.set", text="two_person = true"))["doubts"]
+    assert [one for one in told if "add another to the group fedpeer-admin" in one] == told
+    assert bool(told) == warned
+
+
+@pytest.mark.parametrize("text", ["two_person = false", "two_person = true\napprove = 'auto'", ""])
+async def test_where_two_must_approve_nobody_changes_the_policy_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    daemon = Policies(tmp_path, monkeypatch)
+    async with daemon.serving():
+        await daemon.ask(1000, "policy.set", text="two_person = true")
+        for _ in range(2):  # the same person twice is one
+            view = await daemon.ask(1000, "policy.set", text=text)
+            assert (view["number"], view["text"]) == (1, "two_person = true")
+            assert [(one["uid"], one["text"]) for one in view["waiting"]] == [(1000, text)]
+        view = await daemon.ask(1001, "policy.set", text=text + "\n# another text")
+        assert (view["number"], len(view["waiting"])) == (1, 2)
+        view = await daemon.ask(1001, "policy.set", text=text)
+        assert (view["number"], view["text"], view["uid"], view["waiting"]) == (2, text, 1001, [])
+    waits = [facts["text"] for event, facts in daemon.told if event == "policy_waits"]
+    assert waits == [text, text, text + "\n# another text"]
+    assert [facts["policy"] for event, facts in daemon.told if event == "policy_set"] == [1, 2]
+
+
+def test_a_kept_policy_that_cannot_be_read_is_replaced_by_as_many_people_as_it_says(tmp_path: Path) -> None:
+    store = Store(tmp_path, [policy.SCHEMA])
+    for text, waits in (("of_a_newer_release = 1", False), ("of_a_newer_release = 1\ntwo_person = true", True)):
+        store.write_now(
+            lambda tx, text=text: tx.execute("INSERT INTO policy (text, uid, time) VALUES (?, 0, '')", (text,))
+        )
+        assert (store.write_now(lambda tx: policy.keep(tx, "min_rows = 5", 1, "")) is None) == waits
+    store.close()

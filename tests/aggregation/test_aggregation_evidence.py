@@ -125,6 +125,14 @@ def test_what_its_author_did_not_sign_convicts_nobody(kind: str, a: Signed, b: S
     assert judged(kind, [a.raw, b.raw, a.raw]) is None
 
 
+def test_against_a_party_that_is_convicted_already_nothing_more_is_looked_at() -> None:
+    kind, a, b = PAIRS[0]
+    given = messages.Evidence(1, bytes(32), "EVIDENCE", 0, kind, [a.raw, b.raw])
+    others = set(range(len(PUBLICS))) - {CULPRIT}
+    assert convict(given, PROFILE, PUBLICS, CONTRACT, others) == CULPRIT
+    assert convict(given, PROFILE, PUBLICS, CONTRACT, {CULPRIT}) is None
+
+
 def test_a_party_that_does_not_exist_is_not_convicted() -> None:
     stranger = [messages.sign(SIGNERS[0], sid(), "PREVOTE", 7, "START", 0, value).raw for value in (A, B)]
     assert judged("E1", stranger) is None

@@ -29,7 +29,7 @@ from sums_cast import (
 from fedpeer.aggregation import ahead, party, service, slices, vectors
 from fedpeer.aggregation.keyset import HeldShare, KeySet
 from fedpeer.aggregation.messages import Signed, parse, sign
-from fedpeer.aggregation.request import Total
+from fedpeer.aggregation.request import Terms, Total
 from fedpeer.aggregation.seat import Seat, Step
 from fedpeer.aggregation.service import KIND, _slot, root_of
 from fedpeer.aggregation.work import Add
@@ -315,6 +315,28 @@ async def test_who_was_left_out_gets_the_total_when_it_is_back(
     for total in totals:
         assert total.survivors == [daemon.id for daemon in here]
         assert total.values.tolist() == expected(here)
+
+
+async def test_a_total_among_the_files_of_another_contract_is_not_relied_on_for_it_goes_with_that_contract(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    """Two contracts over the same rows have the same total."""
+    alice, bob, _ = daemons = await introduced(home, network, *NAMES[:3])
+    ids, total = [daemon.id for daemon in daemons], bytes(3072)
+    root, name = root_of(CONTRACT, ids), slices.sum_hash(total)
+    for daemon in (alice, bob):
+        daemon.store.put_file_now(total, name)
+    bob.store.write_now(lambda tx: bob.mesh.files.offer(tx, root, name, len(total)))
+
+    async def work(daemon: Daemon) -> None:
+        if daemon is alice:
+            driver = await alice.aggregation._driver(CONTRACT, ids, Terms("byz", 3, STALL_S))
+            await driver._fetch(name, len(total), [1], slices.sum_hash)
+            alice.store.claimed(name)
+            alice.store.remove_file(name)  # the other contract is over
+            assert driver.read(name) == total
+
+    assert await together(daemons, work) == [None] * 3
 
 
 # what is left behind
@@ -969,6 +991,49 @@ async def test_a_sum_in_a_scope_that_is_not_open_is_an_error(
             await daemon.sum(daemons, 1, contract=b"d" * 32, history=HISTORY)
 
     assert await together(daemons, work) == [None] * 3
+
+
+async def test_a_sum_whose_scope_could_not_be_opened_can_be_asked_for_again(
+    home: Path, network: MemoryNetwork, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemons = await introduced(home, network, *NAMES[:3])
+    alice = daemons[0]
+
+    async def work(daemon: Daemon) -> list[int]:
+        if daemon is alice:
+            with monkeypatch.context() as fault:
+                fault.setattr(alice.mesh, "open_scope", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    await alice.sum(daemons)
+        with trio.fail_after(60):
+            return (await daemon.sum(daemons)).values.tolist()
+
+    assert await together(daemons, work) == [expected(daemons)] * 3
+
+
+async def test_what_comes_while_a_driver_begins_is_looked_at_without_another_message(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    alice, *_ = daemons = await introduced(home, network, *NAMES[:3])
+    ids = [daemon.id for daemon in daemons]
+    root, changed, told = root_of(CONTRACT, ids), alice.mesh.changed, []
+
+    def comes_first(scope: bytes) -> Any:
+        """Between the first look of the driver and the first moment from which it would be woken."""
+        if not told:
+            told.append(sign(alice.identity.signing, bytes(32), "READY", 0, ["fit", 1, 0], *[HISTORY] * 3))
+            alice.store.write_now(lambda tx: alice.mesh.publish(tx, root, KIND, _slot(told[0]), told[0].raw))
+        return changed(scope)
+
+    alice.mesh.changed = comes_first  # type: ignore[method-assign]
+
+    async def work() -> None:
+        driver = await alice.aggregation._driver(CONTRACT, ids, Terms("byz", 3, STALL_S))
+        await trio.sleep(10)
+        assert told
+        assert driver._position == len(told)
+
+    await alice.live(work)
 
 
 async def test_a_file_of_ours_that_a_contributor_names_as_its_own_is_added_to_nothing(

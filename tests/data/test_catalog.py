@@ -5,6 +5,7 @@ import threading
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeer import artifact
-from fedpeer.data import columns, csv, source
+from fedpeer.data import columns, csv, offers, source
 from fedpeer.data.catalog import Catalog
 from fedpeer.data.source import nearest
 from fedpeer.errors import DataError, NotFound, UsageError
@@ -68,6 +69,20 @@ async def test_a_dataset_is_added_shown_and_removed(catalog: Catalog, write) -> 
     assert await catalog.list() == [view] == [await catalog.get("ward")]
     await catalog.remove("ward")
     assert await catalog.list() == []
+
+
+async def test_what_is_offered_can_be_changed_and_nothing_else_of_it_is(catalog: Catalog, write) -> None:
+    added = await catalog.add("ward", write(GOOD), "id", "sick")
+    assert await catalog.offers() == offers.of([])
+    told: list[object] = []
+    view = await catalog.offer("ward", True, record=lambda _, facts: told.append(facts))
+    assert view == msgspec.structs.replace(added, offered=True) == await catalog.get("ward")
+    assert [offer.name for offer in (await catalog.offers()).datasets] == ["ward"]
+    await catalog.offer("ward", False)
+    assert (await catalog.offers(), await catalog.get("ward")) == (offers.of([]), added)
+    assert told == [{"dataset": "ward", "offered": True}]
+    with pytest.raises(NotFound, match="there is no dataset"):
+        await catalog.offer("word", True)
 
 
 def test_cells_are_numbers_texts_truth_values_and_nulls(write) -> None:

@@ -54,6 +54,23 @@ def refused(uri: str, id_column: str | None = None, text: tuple[str, ...] = ()) 
 # any database
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("/d/rows.csv", "file:///d/x/../rows.csv", True),
+        ("/d/rows.csv", "/d/Rows.csv", False),
+        ("postgresql://ann@db/ward?table=public.stay", "postgres://ben@DB:5432/ward?table=stay&sslmode=require", True),
+        ("postgresql://ann@db/ward?table=stay", "postgresql://ann@db/ward?table=other.stay", False),
+        ("postgresql://ann@db/ward?table=stay", "postgresql://ann@db/ward2?table=stay", False),
+        ("mysql+pymysql://a@h/d?table=t", "mysql+mysqldb://b@h/d?table=t&charset=utf8", True),
+        ("mysql://a@h/d?query=SELECT 1", "mysql://a@h/d?query=SELECT 2", False),
+        ("sqlite:////d/x.db?table=t", "sqlite:////d/y/../x.db?table=t", True),
+    ],
+)  # fmt: skip
+def test_one_table_has_one_identity_whoever_reads_it_and_how(one: str, other: str, same: bool) -> None:
+    assert (source.identity(one) == source.identity(other)) == same
+
+
 def test_a_query_is_read_in_the_order_of_its_ids(database: str) -> None:
     uri = f"{database}?query=SELECT id, age, weight, city FROM ward;"
     assert read(uri, "id").to_pydict() == {

@@ -28,14 +28,19 @@ pytestmark = pytest.mark.system  # a minute of whole federations
 NOT_ALLOWED, CANNOT = "alice does not allow it", "alice cannot run this contract: another release"
 
 
+class Cells(Params, frozen=True):
+    min_cell: int = 10
+
+
 @stage(
     version=1,
+    params=Cells,
     roles={"member": at_least(3)},
     inputs={"table": Table},
     outputs={"report": Report},
     messages={"rows": Sum("the rows of all, one after the other")},
 )
-async def steal(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+async def steal(peers: Peers, params: Cells, table: Table) -> dict[str, Any]:
     total = await peers.sum("rows", table.matrix()[:3])
     return {"report": Report({"rows": total["values"].tolist()})}
 
@@ -256,11 +261,12 @@ async def test_alice_refuses_says_nothing_and_knows_why(
             entries = {entry.event: str(entry.facts) for entry in await play.audited(job)}
             for own in (alice.error.message, entries["failed"]):
                 assert re.search(attack.rule, own)
-            read = mallory.error.message
-            if attack.told == CANNOT:  # bob says so at once, too, and may be heard first
-                read = read.replace("bob", "alice", 1)
-            assert read.startswith(attack.told)
-            assert not re.search(r"\d", mallory.error.message)
+            if attack.told != CANNOT or mallory.error.peer:  # else its own daemon cannot run it either, and was first
+                read = mallory.error.message
+                if attack.told == CANNOT:  # bob says so at once, too, and may be heard first
+                    read = read.replace("bob", "alice", 1)
+                assert read.startswith(attack.told)
+                assert not re.search(r"\d", read)
             assert play.watch.of_stages() == []
             assert not await play.alice.daemon.store.read(lambda tx: archive.stages(tx, bytes.fromhex(job)))  # noqa: B023
             told.append(play.watch.told())

@@ -35,14 +35,19 @@ from fedpeer.testing.federation import LAX
 pytestmark = pytest.mark.system  # a minute of whole federations
 
 
+class Cells(Params, frozen=True):
+    min_cell: int = 10
+
+
 @stage(
     version=1,
+    params=Cells,
     roles={"member": at_least(3)},
     inputs={"table": Table},
     outputs={"report": Report},
     messages={"model": Agreed("nothing: where to begin"), "gradient": Sum("at the agreed model, of all rows")},
 )
-async def train(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+async def train(peers: Peers, params: Cells, table: Table) -> dict[str, Any]:
     """Where one begins at 0 and another at 1, the sum is the gradient of the latter alone."""
     model = await peers.agree("model", np.ones(2))
     total = await peers.sum("gradient", table.matrix()[:, :2].sum(axis=0) * model)

@@ -24,7 +24,7 @@ from fedpeer.governance import answered
 from fedpeer.governance.answered import Cohort, check_cohort, cohort_of, difference
 from fedpeer.governance.decision import Ask, DatasetAsk, Finding, StageAsk
 from fedpeer.governance.policy import DEFAULT
-from fedpeer.stage import Stage, Table
+from fedpeer.stage import Params, Stage, Table
 from fedpeer.store import INLINE_BYTES, Store
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -71,6 +71,8 @@ class Owner:
         parties: tuple[str, ...] = (ALICE, BOB, CAROL),
         contract: int | None = None,
         stage: str = "look",
+        time: str = "2026-06-01",
+        params: Params | None = None,
     ) -> list[Finding]:
         """What fails; [] when it was answered. A `contract` is a new one each time, if none is given."""
         self.runs += 1
@@ -79,11 +81,11 @@ class Owner:
             DatasetAsk(name, bytes(32), 10**6, ("x",)) for name in sorted({cohort.dataset for cohort in cohorts})
         )
         datasets = tuple(replace(d, version=next(c.version for c in cohorts if c.dataset == d.name)) for d in datasets)
-        params = align.Align() if of is align.run else of.params()
+        params = params or (align.Align() if of is align.run else of.params())
         asked = StageAsk(stage, of.name, of, params, "member", parties, datasets)
         others = tuple(peer for peer in parties if peer != ALICE)
         ask = Ask(f"{number:064x}", ALICE, BOB, others, "", NOW, len(parties), (asked,), 0)
-        findings = self.store.write_now(lambda tx: check_cohort(tx, self.policy, ask, asked, cohorts, "2026-06-01"))
+        findings = self.store.write_now(lambda tx: check_cohort(tx, self.policy, ask, asked, cohorts, time))
         return [finding for finding in findings if not finding.holds]
 
     def refuses(self, rule: str, *cohorts: Cohort, **more: Any) -> str:
@@ -126,6 +128,18 @@ def test_what_was_refused_is_not_answered(alice: Owner) -> None:
     for _ in range(2):
         alice.refuses("no_row_differencing", cohort(range(995)))
     assert alice.ask(cohort(range(989))) == []  # 11 from what was answered, 6 from what was not
+
+
+def test_the_same_rows_with_cells_of_another_size_are_refused(alice: Owner) -> None:
+    """The means of the 10 and of the 11 smallest values tell the eleventh, and so does what is hidden in the middle."""
+    rows, finer = cohort(range(1000)), statistics.Statistics(min_cell=11)
+    assert alice.ask(rows, contract=1) == []
+    for again in (rows, cohort(range(1000), "other name"), cohort(range(999, -1, -1))):
+        assert "with cells of 10, and not of 11" in alice.refuses("no_row_differencing", again, params=finer)
+    alice.refuses("no_row_differencing", rows, params=finer, contract=1, stage="again")
+    assert alice.ask(rows) == []
+    assert alice.ask(rows, of=logistic.evaluate, params=logistic.Evaluate(min_cell=20)) == [], "it tells something else"
+    assert alice.ask(cohort(range(2000)), params=finer) == []
 
 
 def test_every_earlier_answer_is_compared_with(alice: Owner) -> None:
@@ -246,8 +260,42 @@ def test_more_rows_or_more_answers_than_can_be_remembered_are_refused(
         cohort(range(1001))
     assert alice.ask(cohort(range(1000))) == []
     assert alice.ask(cohort(range(500))) == []
-    assert "2 tables are remembered" in alice.refuses("no_row_differencing", cohort(range(700)))
+    text = alice.refuses("no_row_differencing", cohort(range(700)))
+    assert "2 tables of 'patients' are remembered" in text
+    assert "fedpeer budget show patients" in text
     assert alice.ask(cohort(range(500))) == []  # this one is remembered
+    assert alice.ask(cohort(range(5000, 6000), "others")) == []  # of another dataset
+
+
+def test_what_was_answered_over_a_year_ago_makes_room_only_when_it_must(
+    alice: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answered, "MAX_ANSWERS", 3)
+    assert alice.ask(cohort(range(1000)), time="2025-01-01") == []
+    assert alice.ask(cohort(range(500)), time="2025-01-01") == []  # kept as a part of the first
+    alice.refuses("no_row_differencing", cohort(range(999)), time="2026-02-01")  # old, but there is room for both
+    assert alice.ask(cohort(range(2000, 3000)), time="2025-09-01") == []
+    alice.refuses("no_row_differencing", cohort(range(4000, 5000)), time="2025-12-31")
+    assert alice.ask(cohort(range(4000, 5000)), time="2026-02-01") == []
+    assert alice.store.write_now(lambda tx: answered.remembered(tx, "patients")) == 2
+    alice.refuses("no_row_differencing", cohort(range(2000, 2999)), time="2026-02-01")  # younger than a year
+
+
+def test_what_was_answered_lately_of_an_old_table_keeps_it(alice: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answered, "MAX_ANSWERS", 1)
+    assert alice.ask(cohort(range(1000)), time="2025-01-01") == []
+    assert alice.ask(cohort(range(1000)), time="2026-01-01") == []
+    alice.refuses("no_row_differencing", cohort(range(2000, 3000)), time="2026-02-01")
+
+
+def test_what_an_operator_forgets_is_all_of_one_dataset_and_nothing_else(alice: Owner) -> None:
+    assert alice.ask(cohort(range(1000))) == []
+    assert alice.ask(cohort(range(500))) == []
+    assert alice.ask(cohort(range(5000, 6000), "others")) == []
+    assert alice.store.write_now(lambda tx: answered.forget(tx, "patients")) == 2
+    assert alice.store.write_now(lambda tx: tx.one("SELECT count(DISTINCT number) FROM answered_piece")) == (1,)
+    assert alice.ask(cohort(range(999))) == []
+    alice.refuses("no_row_differencing", cohort(range(5000, 5999), "others"))
 
 
 # what really goes in

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -377,9 +378,9 @@ def witnessed(store: Store, *numbers: int, by: Identity = BOB) -> None:
         store.write_now(keep)
 
 
-def lines_of(store: Store) -> list[bytes]:
-    pages, since = b"", 0
-    while page := store.write_now(partial(export.page, owner=ALICE.id, card=ALICE.card("alice").text, since=since)):
+def lines_of(store: Store, *, redacted: bool = False) -> list[bytes]:
+    pages, since, card = b"", 0, ALICE.card("alice").text
+    while page := store.write_now(partial(export.page, owner=ALICE.id, card=card, since=since, redacted=redacted)):
         pages += page
         since = since + page.count(b"\n") if since else 1
     return pages.splitlines(keepends=True)
@@ -402,6 +403,21 @@ def test_an_export_verifies_with_public_keys_and_says_who_signed_up_to_where(
     assert [(s.id, s.name, s.number) for s in log.cosigners] == [(BOB.id, "bob", 25)]
     (log,) = export.verify([("a.log", lines_of(store))], trusted={EVE.id})
     assert (log.signed, log.cosigners) == (0, [])
+
+
+def test_a_redacted_export_verifies_and_nothing_of_an_entry_is_in_it(store: Store) -> None:
+    fill(store, 30)
+    bodies = [body for _, body, _ in store.write_now(lambda tx: audit.stored(tx, 1, 100))]
+    witnessed(store, 10, 25)
+    lines = lines_of(store, redacted=True)
+    (log,) = export.verify([("a.log", lines)])
+    assert (log.entries, log.hidden, log.signed) == (30, 30, 25)
+    (shown,) = export.verify([("a.log", lines_of(store))])
+    assert (shown.hidden, shown.root) == (0, log.root)
+    entries = [msgspec.json.decode(line, type=export.Line) for line in lines if b'"number"' in line]
+    assert [(line.number, line.entry) for line in entries] == [(number, b"") for number in range(1, 31)]
+    assert all(len(line.nodes) % tree.HASH_BYTES == 0 for line in entries)
+    assert len({audit.read(body).salt for body in bodies}) == 30  # else a hash could be found by trying
 
 
 def test_every_flipped_byte_of_an_export_is_found(store: Store) -> None:

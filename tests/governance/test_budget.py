@@ -40,9 +40,10 @@ def due(
     partners: tuple[str, ...] = ("fp1bob",),
     delta: float = 1e-8,
     rows: int = 1000,
+    source: str = "",
 ) -> list[Charge]:
-    cost = Privacy.of(epsilon, delta)
-    return [Charge(job.to_bytes(32), stage, dataset, rows, partner, cost, '{"run":"x:y"}') for partner in partners]
+    cost, run = Privacy.of(epsilon, delta), '{"run":"x:y"}'
+    return [Charge(job.to_bytes(32), stage, dataset, rows, partner, cost, run, source) for partner in partners]
 
 
 @pytest.fixture
@@ -122,9 +123,57 @@ def test_peers_of_one_organization_have_one_budget(store: Store) -> None:
     with pytest.raises(BudgetSpent, match="carol would then have ε = 4"):
         pay(due(4, partners=("fp1dave", "fp1carol")))
     pay(due(4, partners=("fp1dave",)))
-    most = store.write_now(lambda tx: budget.most_spent(tx, "trial", names, group, int(EPOCH.timestamp()), names.get))
+    most = store.write_now(
+        lambda tx: budget.most_spent(tx, "trial", "", names, group, int(EPOCH.timestamp()), names.get)
+    )
     assert most == 3.0
-    assert store.write_now(lambda tx: budget.most_spent(tx, "other", names, group, 0)) == 0.0
+    assert store.write_now(lambda tx: budget.most_spent(tx, "other", "", names, group, 0)) == 0.0
+
+
+def test_who_left_the_roster_or_came_back_with_another_key_is_who_it_was(store: Store) -> None:
+    group = Policy(organizations={"group": ("bob", "carol")})
+    names = {"fp1bob": "bob", "fp1carol": "carol", "fp1erin": "erin"}
+
+    def pay(wanted: list[Charge]) -> None:
+        store.write_now(lambda tx: budget.charge(tx, wanted, group, NOW, lambda peer: names.get(peer, peer[:8])))
+
+    for job in range(3):
+        pay(due(job, partners=("fp1bob", "fp1erin")))
+    del names["fp1bob"], names["fp1erin"]
+    with pytest.raises(BudgetSpent, match="carol would then have ε = 4"):
+        pay(due(4, partners=("fp1carol",)))
+    names["fp1other"] = "erin"
+    with pytest.raises(BudgetSpent, match="erin would then have ε = 4"):
+        pay(due(4, partners=("fp1other",)))
+
+
+def test_two_names_for_one_source_have_one_budget_and_so_has_a_name_with_another_source(store: Store) -> None:
+    charge(store, due(1, dataset="trial", source="/a.csv"))
+    charge(store, due(2, dataset="copy", source="/a.csv"))
+    charge(store, due(3, dataset="third", source="/a.csv"))
+    for name, source in (("fourth", "/a.csv"), ("copy", "/b.csv")):
+        spends = due(4, dataset=name, source=source)
+        if source == "/a.csv":
+            with pytest.raises(BudgetSpent, match=r"would then have ε = 4"):
+                charge(store, spends)
+        else:
+            charge(store, spends)  # one was told of it by this name
+    with pytest.raises(BudgetSpent, match=r"in this job"):  # one stage reads the rows twice
+        charge(store, due(5, 0.6, dataset="x", source="/c.csv") + due(5, 0.6, dataset="y", source="/c.csv"))
+    charge(store, due(6, 0.5, dataset="x", source="/c.csv") + due(6, 0.5, dataset="y", source="/c.csv"))
+
+    def told(tx: Transaction, name: str, source: str) -> float:
+        return budget.most_spent(tx, name, source, ["fp1bob"], POLICY, int(EPOCH.timestamp()))
+
+    assert store.write_now(lambda tx: told(tx, "new", "/c.csv")) == 1.0
+    assert store.write_now(lambda tx: told(tx, "new", "/a.csv")) == 3.0
+    assert store.write_now(lambda tx: told(tx, "copy", "/b.csv")) == 2.0
+    shown = store.write_now(lambda tx: budget.accounts(tx, 0, "new", "/a.csv"))
+    assert [(account.dataset, account.spent.epsilon / 10**6) for account in shown] == [
+        ("copy", 4.0), ("third", 3.0), ("trial", 3.0)
+    ]  # fmt: skip
+    assert len(store.write_now(lambda tx: budget.all_charges(tx, "new", "/a.csv"))) == 3
+    assert store.write_now(lambda tx: told(tx, "new", "")) == 0.0
 
 
 def test_no_limit_is_infinity(store: Store) -> None:

@@ -76,6 +76,15 @@ def test_what_was_altered_after_it_was_signed_is_refused(other: dict[str, Any]) 
         verify(signed)
 
 
+def test_an_altered_card_is_told_as_one_of_the_passport() -> None:
+    signed = file(made(), *MADE_BY)
+    at = len(signed.cards[0]) // 2
+    signed.cards[0] = signed.cards[0][:at] + ("A" if signed.cards[0][at] != "A" else "B") + signed.cards[0][at + 1 :]
+    with pytest.raises(TrustError, match="a card in this passport was altered") as caught:
+        verify(signed)
+    assert "paste" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "raw",
     [

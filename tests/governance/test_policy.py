@@ -19,7 +19,7 @@ from fedpeer.errors import ConfigError, PolicyError
 from fedpeer.governance import policy
 from fedpeer.governance.decision import Ask, DatasetAsk, Decision, StageAsk, decide
 from fedpeer.governance.policy import BOUNDS, DEFAULT, TEXT, Policy, parse
-from fedpeer.stage import Model, Params, Stage, Sum, Table, at_least, stage
+from fedpeer.stage import Model, Params, Report, Stage, Sum, Table, at_least, stage
 from fedpeer.store import Store
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -158,6 +158,7 @@ def test_fewer_own_rows_than_100_are_refused(of: Stage) -> None:
     ("of", "few", "enough"),
     [
         (statistics.run, statistics.Statistics(min_cell=9), statistics.Statistics(min_cell=10)),
+        (logistic.evaluate, logistic.Evaluate(min_cell=9), logistic.Evaluate(min_cell=10)),
         (kmeans.fit, kmeans.Fit(k=2, min_rows=9), kmeans.Fit(k=2, min_rows=10)),
         (declared(Grow), Grow(min_leaf=9), Grow(min_leaf=10)),
     ],
@@ -165,6 +166,14 @@ def test_fewer_own_rows_than_100_are_refused(of: Stage) -> None:
 def test_a_cell_a_cluster_or_a_leaf_of_fewer_than_10_rows_is_refused(of: Stage, few: Params, enough: Params) -> None:
     refused(decide(AUTO, ask(stage_ask(of, few))), "min_cell", "= 9 in the contract, min_cell = 10")
     allowed(decide(AUTO, ask(stage_ask(of, enough))))
+
+
+def test_a_report_of_sums_that_does_not_say_how_small_its_cells_are_is_refused() -> None:
+    silent = stage_ask(declared(outputs={"report": Report}))
+    refused(decide(AUTO, ask(silent)), "min_cell", "reports sums, and has no parameter min_cell")
+    allowed(decide(AUTO, ask(stage_ask(declared(Grow, outputs={"report": Report})))))
+    allowed(decide(AUTO, ask(stage_ask(logistic.evaluate))))
+    allowed(decide(msgspec.structs.replace(AUTO, min_cell=1), ask(silent)))
 
 
 def test_a_model_of_more_than_a_third_of_a_parameter_for_a_row_is_refused() -> None:
@@ -286,11 +295,30 @@ def test_a_missing_layer_of_the_sandbox_is_refused_where_it_is_required() -> Non
     allowed(decide(msgspec.structs.replace(AUTO, sandbox="best-effort"), ask(sandbox_missing=("landlock",))))
 
 
+def test_what_cannot_fit_in_a_worker_is_refused_with_its_size() -> None:
+    table = 8 * 455 * 31
+    plain = stage_ask(declared())
+    allowed(decide(AUTO, ask(plain, memory=table)))
+    refused(decide(AUTO, ask(plain, memory=table - 1)), "memory", "0 MB or more, and may take 0 MB")
+    matrix = table + 8 * 455 * 30  # and the features beside it
+    allowed(decide(AUTO, ask(stage_ask(logistic.fit), memory=matrix)))
+    refused(decide(AUTO, ask(stage_ask(logistic.fit), memory=matrix - 1)), "memory")
+    large = stage_ask(kmeans.fit, data=replace(DATA, rows=10**9))
+    refused(decide(AUTO, ask(large, memory=16 * 10**9)), "memory", "488,000 MB or more, and may take 16,000 MB here")
+    allowed(decide(AUTO, ask(large)))  # not looked at
+
+
 NOISY = declared(Noise, cost=lambda params: (params.epsilon, params.delta))
 
 
 def noisy(epsilon: float, data: DatasetAsk = DATA, delta: float = 1e-9, **more: Any) -> StageAsk:
     return stage_ask(NOISY, Noise(epsilon=epsilon, delta=delta), data, **more)
+
+
+def test_two_names_of_one_source_in_a_contract_are_paid_together() -> None:
+    one, other = (noisy(0.6, replace(DATA, name=name, source="/rows.csv"), id=name) for name in ("one", "other"))
+    refused(decide(AUTO, ask(one, other)), "budget.per_job", "1.2")
+    allowed(decide(AUTO, ask(one, replace(other, datasets=(replace(DATA, name="other", source="/more.csv"),)))))
 
 
 def test_more_privacy_than_one_of_a_dataset_in_a_job_is_refused() -> None:

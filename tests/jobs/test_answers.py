@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.abc import Clock
@@ -16,7 +17,7 @@ from trio.abc import Clock
 from fedpeer import stage as stages
 from fedpeer import store
 from fedpeer.admin.caller import Caller
-from fedpeer.data.catalog import Snapshot
+from fedpeer.data.catalog import DatasetView, Snapshot
 from fedpeer.errors import PolicyError, UsageError
 from fedpeer.governance import audit
 from fedpeer.jobs import contract, lifecycle, service
@@ -25,6 +26,7 @@ from fedpeer.mesh.records import Signed
 from fedpeer.peers import Peers
 from fedpeer.stage import Agreed, Params, Report, Stage, Table, at_least, stage
 from fedpeer.testing.federation import LAX, Federation, Organization, federation
+from fedpeer.worker import sandbox
 
 NAMES = ["alice", "bob", "carol"]
 ANN, BEN = Caller(1000, 11, "ann"), Caller(1001, 12, "ben")
@@ -39,14 +41,19 @@ class Pick(Params, frozen=True):
     ids: bool = True
 
 
+class Look(Params, frozen=True):
+    columns: tuple[str, ...] = ()
+
+
 @stage(
     version=1,
+    params=Look,
     roles={"member": at_least(2)},
     inputs={"table": Table},
     outputs={"report": Report},
     messages={"one": Agreed("nothing: it is always 1")},
 )
-async def tally(peers: Peers, params: Params, table: Table) -> dict[str, Any]:
+async def tally(peers: Peers, params: Look, table: Table) -> dict[str, Any]:
     return {"report": Report({"one": await peers.agree("one", 1)})}
 
 
@@ -73,6 +80,7 @@ TALLY = """
 id = "tally"
 run = "test_answers:tally"
 inputs = { table = "dataset:rows" }
+params = { columns = ["a"] }
 """
 PICK = """
 [[stage]]
@@ -115,8 +123,8 @@ async def until_asked(peer: Organization, job: str) -> JobView:
 ANSWER_S = 120
 
 
-async def submit(peers: Federation, rules: str = "", stages: str = TALLY) -> str:
-    text = peers.contract(stages, rules=f"answer_s = {ANSWER_S}\n{rules}")
+async def submit(peers: Federation, rules: str = "", stages: str = TALLY, answer_s: int = ANSWER_S) -> str:
+    text = peers.contract(stages, rules=f"answer_s = {answer_s}\n{rules}")
     return (await peers["alice"].daemon.jobs.submit(text)).id
 
 
@@ -190,6 +198,21 @@ async def test_two_people_are_needed_where_the_policy_says_so(autojump_clock: Cl
         assert {view.state for view in await ended(peers, job)} == {"done"}
         said = [facts["by"] for event, facts in await events(peers["bob"], job) if event == "approved"]
         assert said == ["ann (1000)", "ben (1001)"]
+
+
+async def test_a_rule_of_two_that_came_later_holds_for_what_was_asked_before(
+    autojump_clock: Clock, quick_path: Path
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, ASK)
+        job = await submit(peers)
+        await until_asked(peers["bob"], job)
+        await peers["bob"].set_policy(TWO)
+        bob = peers["bob"].daemon.jobs
+        await bob.approvals.approve(job, ANN)
+        assert answer_of(peers["bob"], job, "bob") == "asking"
+        await bob.approvals.approve(job, BEN)
+        assert {view.state for view in await ended(peers, job)} == {"done"}
 
 
 async def test_who_submits_is_one_of_two(autojump_clock: Clock, quick_path: Path) -> None:
@@ -278,6 +301,8 @@ async def test_an_approval_is_asked_of_the_policy_of_now(autojump_clock: Clock, 
 
 
 REFUSALS = ["policy", "refuse", "unreadable", "denied", "denied late", "silence", "one of two"]
+OURS = ["no dataset", "no column", "data that cannot be read", "a partner we do not know"]
+"""What a partner who tries names would find out."""
 
 
 async def refused(
@@ -296,6 +321,16 @@ async def refused(
             lambda tx: tx.execute("INSERT INTO policy (text, uid, time) VALUES (?, 0, '')", (text,))
         )
     alice, bob = peers["alice"].daemon, peers["bob"]
+    source = peers.folder / "bob.csv"
+    if how in ("no dataset", "no column"):
+        await bob.daemon.catalog.remove("rows")
+    if how == "no column":
+        source.write_text(source.read_text().replace("id,a,b", "id,c,b"))
+        await bob.daemon.catalog.add("rows", str(source), "id", None)
+    if how == "data that cannot be read":
+        source.write_text(source.read_text() + "x,many,1\n")
+    if how == "a partner we do not know":
+        await bob.daemon.connections.remove_peer("carol")
     start, seen, kept = trio.current_time(), [], alice.mesh._added
 
     def added(signed: Signed, source: str | None) -> None:
@@ -319,11 +354,11 @@ async def refused(
 async def test_nobody_can_tell_who_refused_or_when(
     autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The policy, an operator and silence: the same bytes of all records, in the same second, and as much traffic."""
+    """The policy, an operator, silence, what our data says: the same bytes, in the same second, and as much traffic."""
     chance = service.random_bytes
     monkeypatch.setattr(service, "random_bytes", lambda n: bytes(n) if n == contract.NONCE_BYTES else chance(n))
     first: Any = None
-    for how in REFUSALS:
+    for how in [*REFUSALS, *OURS]:
         start = trio.current_time()
         folder = quick_path / how.replace(" ", "-")
         folder.mkdir()
@@ -346,6 +381,8 @@ async def test_nobody_can_tell_who_refused_or_when(
             "policy": "60 rows in 'rows', min_rows = 61", "refuse": "approve refuses it", "unreadable": "no_such_key",
             "denied": "denied by ann (1000): not with them", "denied late": "denied by ann (1000): not with them",
             "silence": "nobody approved it within 120 s", "one of two": "nobody approved it within 120 s",
+            "no dataset": "stage 'tally': there is no dataset 'rows' here", "no column": "'rows' has no column 'a'",
+            "data that cannot be read": "column 'a'", "a partner we do not know": "[participants]: ",
         }  # fmt: skip
         assert own[how] in bob.error.message
 
@@ -368,15 +405,15 @@ async def test_our_own_operator_knows_of_a_refusal_at_once(autojump_clock: Clock
         assert (alice.state, bob.state) == ("failed", "failed")
 
 
-async def test_what_cannot_run_is_refused_at_once(autojump_clock: Clock, quick_path: Path) -> None:
+async def test_what_cannot_run_whatever_the_data_is_refused_at_once(autojump_clock: Clock, quick_path: Path) -> None:
     async with federation(quick_path, NAMES, find=find) as peers:
         await prepare(peers, ASK)
-        await peers["bob"].daemon.catalog.remove("rows")
+        peers["bob"].daemon.jobs._answers._stage = stages.find  # it has no such stage
         job = await submit(peers)
         with trio.fail_after(10):
             view = await peers["alice"].daemon.jobs.wait(job)
         assert view.error is not None
-        assert view.error.message == "bob has no dataset of that name"
+        assert view.error.message == "bob cannot run this contract: another release, or a stage it does not have"
         with pytest.raises(UsageError, match="asks nothing of this operator"):
             await peers["bob"].daemon.jobs.approvals.review(job)
 
@@ -496,6 +533,49 @@ async def test_too_few_rows_are_found_when_they_are_chosen(autojump_clock: Clock
         assert await outcome(peers, PICK % (50, "true")) == ("done", "")
 
 
+BEGINNINGS = ["of other rows", "too few rows", "a policy of then", "of other rows, and killed"]
+
+
+async def test_when_a_stage_is_refused_tells_nothing_and_our_own_log_has_it_at_once(
+    autojump_clock: Clock, quick_path: Path
+) -> None:
+    """Whatever it was: the same words to all, `answer_s` after the stage could have begun, over restarts too."""
+    found = []
+    for how in BEGINNINGS:
+        folder = quick_path / how.replace(" ", "-").replace(",", "")
+        folder.mkdir()
+        async with federation(folder, NAMES, find=find) as peers:
+            peers.ahead_s = -trio.current_time()
+            await prepare(peers, LAX.replace("min_rows = 0", "min_rows = 60") if how == "too few rows" else ONCE)
+            assert await outcome(peers, PICK % (60, "true")) == ("done", "")
+            await peers["carol"].set_policy(ASK)
+            job = await submit(peers, stages=PICK % (50 if how == "a policy of then" else 59, "true"))
+            await until_asked(peers["carol"], job)
+            if how == "a policy of then":
+                await peers["bob"].set_policy(MORE_ROWS)
+            await peers["carol"].daemon.jobs.approvals.approve(job, ANN)
+            with trio.fail_after(60):
+                while not (lines := [f for event, f in await events(peers["bob"], job) if event == "stage_refused"]):
+                    await trio.sleep(0.1)
+            start = trio.current_time()
+            if how.endswith("killed"):
+                await trio.sleep(ANSWER_S / 2)
+                await peers["bob"].restart()
+                await peers["bob"].set_policy(LAX)  # too late for a stage that was refused
+            view = await peers["bob"].daemon.jobs.get(job)
+            assert lines[0]["why"] in next(one.reason for one in view.participants if one.alias == "bob")
+            while (alice := await peers["alice"].daemon.jobs.get(job)).state == "running":
+                await trio.sleep(0.1)
+            assert ANSWER_S - 1 <= trio.current_time() - start <= ANSWER_S + 2, how
+            assert alice.error is not None
+            found.append((alice.error.code, alice.error.message, alice.error.peer))
+            (bob,) = await ended(peers, job, ["bob"])
+            assert bob.error is not None
+            assert bob.error.message == lines[0]["why"]
+            assert len([event for event, _ in await events(peers["bob"], job) if event == "stage_refused"]) == 1
+    assert len(set(found)) == 1, found
+
+
 async def test_a_stage_begins_under_the_policy_of_then(autojump_clock: Clock, quick_path: Path) -> None:
     """A policy that was set after the job was agreed holds for stages that did not begin yet."""
     async with federation(quick_path, NAMES, find=find) as peers:
@@ -539,6 +619,97 @@ async def test_a_contract_that_the_policy_refuses_unseen_has_no_table_read(
         assert (taken, list(bob.store.files.iterdir())) == ([], [])
 
 
+async def test_what_cannot_fit_in_a_worker_is_refused_by_name_before_a_row_is_read(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        rows_of = bob.catalog.get
+
+        async def of_a_billion_rows(name: str) -> DatasetView:
+            return msgspec.structs.replace(await rows_of(name), rows=10**9)
+
+        monkeypatch.setattr(sandbox, "usable_memory", lambda: 7 * 10**9)
+        monkeypatch.setattr(bob.catalog, "get", of_a_billion_rows)
+        job = await submit(peers)
+        await trio.sleep(5)
+        assert list(bob.store.files.iterdir()) == []
+        (told,) = [facts for event, facts in await events(peers["bob"], job) if event == "decided"]
+        assert "a worker takes 8,000 MB or more, and may take" in told["why"]
+
+
+async def test_a_slow_source_holds_back_no_job_over_another(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        for peer in peers.values():
+            await peer.daemon.catalog.add("slow", str(peers.folder / f"{peer.name}.csv"), "id", None)
+        snapshot, given, reading = bob.catalog.snapshot, trio.Event(), trio.Event()
+        made: list[Snapshot] = []
+
+        async def slowly(name: str) -> Snapshot:
+            if name == "slow":
+                reading.set()
+                await given.wait()
+            made.append(await snapshot(name))
+            return made[-1]
+
+        monkeypatch.setattr(bob.catalog, "snapshot", slowly)
+        first = await submit(peers, stages=TALLY.replace("dataset:rows", "dataset:slow"), answer_s=3600)
+        with trio.fail_after(60):
+            await reading.wait()
+        second = await submit(peers)
+        assert {view.state for view in await ended(peers, second)} == {"done"}
+        given.set()
+        assert {view.state for view in await ended(peers, first)} == {"done"}
+        assert len(made) == 2
+        assert not any(bob.store.path_of(snapshot.version).exists() for snapshot in made)
+
+
+async def test_a_file_stays_for_the_job_that_was_asked_while_another_gave_it_up(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        bob = peers["bob"].daemon
+        snapshot, given, taken = bob.catalog.snapshot, trio.Event(), trio.Event()
+
+        async def and_waits(name: str) -> Snapshot:
+            made = await snapshot(name)
+            if not taken.is_set():
+                taken.set()
+                await given.wait()  # the file is there, and no row names it
+            return made
+
+        monkeypatch.setattr(bob.catalog, "snapshot", and_waits)
+        first = await submit(peers, answer_s=3600)
+        with trio.fail_after(60):
+            await taken.wait()
+        second = await submit(peers)
+        await ended(peers, second)  # over the same rows: the same file
+        given.set()
+        assert {view.state for view in await ended(peers, first)} == {"done"}
+
+
+async def test_who_submits_is_told_that_the_own_part_is_refused_though_that_shows_only_in_the_data(
+    autojump_clock: Clock, quick_path: Path
+) -> None:
+    async with federation(quick_path, NAMES, find=find) as peers:
+        await prepare(peers, LAX)
+        (peers.folder / "alice.csv").unlink()
+        with pytest.raises(PolicyError, match=r"your own part of it is refused: .*alice.csv"):
+            await submit(peers)
+        await trio.sleep(5)
+        for peer in peers.values():
+            (view,) = await peer.daemon.jobs.list()
+            assert view.error is not None
+            assert (view.state, view.error.message) == ("cancelled", "cancelled by alice") or peer.name != "alice"
+            assert view.state == "cancelled"
+
+
 async def test_a_table_that_does_not_fit_on_the_disk_is_refused_and_the_daemon_lives(
     autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,5 +727,6 @@ async def test_a_table_that_does_not_fit_on_the_disk_is_refused_and_the_daemon_l
         job = await submit(peers)
         (_, bob, _) = await ended(peers, job)
         assert bob.error is not None
-        assert bob.error.code == "disk_full"
+        assert bob.error.code == "policy", "what our data says is told as the policy's"
+        assert "No space left on device" in bob.error.message
         assert not peers["bob"].daemon.store.scarce

@@ -41,7 +41,7 @@ async def fit(peers: Any, params: FitParams, table: Table) -> dict[str, Any]:
     roles={"member": at_least(1)},
     inputs={"model": Model, "table": Table},
     outputs={"report": Report},
-    messages={"counts": Sum("counts")},
+    messages={"counts": Sum("counts", group="data")},
 )
 async def evaluate(peers: Any, params: Params, model: Model, table: Table) -> dict[str, Any]:
     return {}
@@ -270,8 +270,8 @@ ERRORS = [
     ("restarts = 1", "stall_s = 99999999999999999999999999", "stall_s", ""),
     ("restarts = 1", "stall_s = 31622401", "stall_s", ""),
     ("restarts = 1", "stall_s = 31622400", "", None),
-    ("[[stage]]", "[stage]", "not TOML", ""),
-    ("[rules]", "[rules", "not TOML", ""),
+    ("[[stage]]", "[stage]", "the contract is not TOML", ""),
+    ("[rules]", "[rules", "the contract is not TOML", ""),
 ]
 
 
@@ -293,6 +293,17 @@ def test_stages_with_sums_over_different_participants_are_refused() -> None:
     with pytest.raises(ContractError, match="'fit' and 'evaluate' make secure sums over different participants"):
         parse(some)
     assert len(parse(TEXT).stages) == 2
+
+
+def test_two_stages_with_sums_by_turns_are_refused_where_one_may_be_away() -> None:
+    """The second could ask the same as the first, over others: the difference is what one has."""
+    again = '[[stage]]\nid = "again"\nrun = "horizontal.logistic:fit"\ninputs = { table = "dataset:breast" }\n'
+    twice = TEXT.replace("[release]", f"{again}[release]")
+    with pytest.raises(ContractError, match="'fit' and 'again' make secure sums by turns") as caught:
+        parse(twice)
+    assert "min_parties = 4" in caught.value.hint
+    assert len(parse(twice.replace("restarts = 1", "min_parties = 4")).stages) == 3, "nobody may be away"
+    assert len(parse(twice.replace('west = "west"\n', "")).stages) == 3, "of three nobody ever may"
 
 
 def test_sums_that_would_wrap_with_so_many_participants_are_refused() -> None:

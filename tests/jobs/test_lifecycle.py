@@ -81,7 +81,7 @@ def test_it_is_agreed_when_all_have_approved() -> None:
         heard.answers[peer] = YES
     assert lifecycle.agreed(CONTRACT, heard)
     assert judge(heard) is None
-    heard.answers[PEERS[2]] = Answer(False, "dataset", ())
+    heard.answers[PEERS[2]] = Answer(False, "contract", ())
     assert not lifecycle.agreed(CONTRACT, heard)
 
 
@@ -104,8 +104,8 @@ ENDS = [
     ("not answered, late", Heard(answers=dict.fromkeys(PEERS[1:], YES)), None, LATE, Event.FAIL, JobError,
      "waited for north"),
     ("not answered, within the skew", Heard(), None, LATE - 1, None, None, ""),
-    ("refused", Heard(answers={PEERS[1]: Answer(False, "dataset", ())}), None, EARLY, Event.FAIL, JobError,
-     "south has no dataset"),
+    ("refused", Heard(answers={PEERS[1]: Answer(False, "contract", ())}), None, EARLY, Event.FAIL, JobError,
+     "south cannot run this contract"),
     ("refused for what is not known", Heard(answers={PEERS[1]: Answer(False, "x", ())}), None, EARLY, Event.FAIL,
      JobError, "newer release"),
     ("aborted", Heard(aborts={PEERS[2]: Abort("worker_crashed", "killed")}), None, EARLY, Event.FAIL, WorkerCrashed,

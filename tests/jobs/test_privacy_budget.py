@@ -11,6 +11,7 @@ import trio
 from trio.abc import Clock
 
 from fedpeer import stage
+from fedpeer.admin.commands import COMMANDS
 from fedpeer.algorithms.horizontal.statistics import squared_sensitivity
 from fedpeer.errors import ContractError, NotFound, PolicyError
 from fedpeer.governance import audit, budget
@@ -121,6 +122,25 @@ async def test_what_is_spent_is_refused_when_it_is_submitted_and_when_it_is_prop
         await peers.connected()
         views = await ended(peers, (await peers["alice"].daemon.jobs.submit(text(peers, 0.8))).id)
         assert {view.state for view in views.values()} == {"done"}
+
+
+async def test_what_is_spent_is_spent_under_every_name_of_the_same_file(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with federation(tmp_path, NAMES, rules=RULES) as peers:
+        await add_rows(peers)
+        await ended(peers, (await peers["alice"].daemon.jobs.submit(text(peers, 0.8))).id)
+        for peer in peers.values():
+            (peers.folder / f"{peer.name}-2.csv").symlink_to(peers.folder / f"{peer.name}.csv")
+            await peer.daemon.catalog.remove("rows")
+            await peer.daemon.catalog.add("again", str(peers.folder / f"{peer.name}-2.csv"), "id", None)
+        again = text(peers, 0.8).replace("dataset:rows", "dataset:again")
+        with pytest.raises(PolicyError, match=r"'again' and 0\.8 in the year before"):
+            await peers["alice"].daemon.jobs.submit(again)
+        await peers["alice"].set_policy(LAX)
+        views = await ended(peers, (await peers["alice"].daemon.jobs.submit(again)).id)
+        assert {view.state for view in views.values()} == {"failed"}
+        show = COMMANDS["budget.show"]
+        shown = await show.handler(peers["bob"].daemon, show.check({"ref": "again"}))
+        assert {(account.dataset, account.epsilon) for account in shown.accounts} == {("rows", 0.8)}
 
 
 async def test_of_jobs_proposed_at_once_one_gets_the_rest(tmp_path: Path, autojump_clock: Clock) -> None:

@@ -18,7 +18,7 @@ from fedpeer.jobs import contract, views
 from fedpeer.jobs.views import JobView
 from fedpeer.peers import Peers
 from fedpeer.stage import Params, Report, Stage, Sum, at_least, stage
-from fedpeer.testing.federation import federation
+from fedpeer.testing.federation import Federation, federation
 
 NAMES = ["alice", "bob", "carol", "dave", "erin"]
 TURNS = 6
@@ -155,19 +155,74 @@ params = { reg_lambda = 0.1 }
 """
 
 
+async def add_rows(peers: Federation) -> None:
+    for number, peer in enumerate(peers.values()):
+        chance = np.random.Generator(np.random.PCG64(number))
+        x = chance.normal(size=(60, 2))
+        noise = 9 if peer.name == "erin" else 1  # so that the mean loss falls when erin leaves, and rises again
+        y = (x @ [1.5, -1.0] + noise * chance.normal(size=60) > 0).astype(int)
+        lines = [f"{i},{a:.6f},{b:.6f},{label}" for i, ((a, b), label) in enumerate(zip(x, y, strict=True))]
+        path = peers.folder / f"{peer.name}.csv"
+        path.write_text("\n".join(["id,a,b,y", *lines]) + "\n")
+        await peer.daemon.catalog.add("rows", str(path), "id", "y")
+
+
+CLUSTER = """
+[[stage]]
+id = "cluster"
+run = "horizontal.kmeans:fit"
+inputs = { table = "dataset:rows" }
+params = { k = 2, max_iter = 2 }
+"""
+EVALUATE = """
+[[stage]]
+id = "evaluate"
+run = "horizontal.logistic:evaluate"
+inputs = { model = "fit.model", table = "dataset:rows" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("stages", "leaves", "bound"),
+    [
+        pytest.param(TRAIN, ("fit", 0), ("fit", 1), id="the first turn of a regression"),
+        pytest.param(CLUSTER, ("cluster", 0), ("cluster", 1), id="the first turn of a clustering"),
+        pytest.param(TRAIN + EVALUATE, ("fit", 3), ("evaluate", 0), id="an evaluation"),
+    ],
+)
+async def test_no_sum_over_the_data_alone_tells_by_its_difference_what_one_has_who_left(
+    stages: str, leaves: tuple[str, int], bound: tuple[str, int], autojump_clock: Clock, quick_path: Path
+) -> None:
+    """What all begin with is no model, and an evaluation can be asked for twice."""
+    async with federation(quick_path, NAMES) as peers:
+        await add_rows(peers)
+        over: dict[tuple[str, int], set[int]] = {}
+        away = trio.Event()
+
+        def watch(event: Any) -> None:
+            if event["event"] == "sum" and event["step"] == "total":
+                over.setdefault((event["stage"], event["turn"]), set()).add(len(event["survivors"]))
+                if (event["stage"], event["turn"]) == leaves:
+                    away.set()
+
+        peers["alice"].daemon.events.subscribe(watch)
+        job = await peers["alice"].daemon.jobs.submit(peers.contract(stages))
+        with trio.fail_after(2000):
+            await away.wait()
+            await peers["erin"].stop()
+            await trio.sleep(600)
+            assert bound not in over, "it is waited for"
+            await peers["erin"].start()
+            ended = [await peer.daemon.jobs.wait(job.id) for peer in peers.values()]
+        assert {view.state for view in ended} == {"done"}, [view.error for view in ended]
+        assert over[bound] == {5}
+
+
 async def test_training_ends_at_the_optimum_of_all_though_one_was_away_for_some_turns(
     autojump_clock: Clock, quick_path: Path
 ) -> None:
     async with federation(quick_path, NAMES) as peers:
-        for number, peer in enumerate(peers.values()):
-            chance = np.random.Generator(np.random.PCG64(number))
-            x = chance.normal(size=(60, 2))
-            noise = 9 if peer.name == "erin" else 1  # so that the mean loss falls when erin leaves, and rises again
-            y = (x @ [1.5, -1.0] + noise * chance.normal(size=60) > 0).astype(int)
-            lines = [f"{i},{a:.6f},{b:.6f},{label}" for i, ((a, b), label) in enumerate(zip(x, y, strict=True))]
-            path = peers.folder / f"{peer.name}.csv"
-            path.write_text("\n".join(["id,a,b,y", *lines]) + "\n")
-            await peer.daemon.catalog.add("rows", str(path), "id", "y")
+        await add_rows(peers)
         without: dict[bool, set[int]] = {True: set(), False: set()}
         away, back = trio.Event(), trio.Event()
 

@@ -171,11 +171,13 @@ async def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Transcript:
             transcript.frames.append((name, bytes(header), bytes(payload)))
         return queued
 
-    async def recording_sum(self: Aggregation, contract: Any, parties: Any, terms: Any, request: Request) -> Any:
+    async def recording_sum(
+        self: Aggregation, contract: Any, parties: Any, terms: Any, request: Request, **told: Any
+    ) -> Any:
         transcript.ids = list(parties)
         place = "/".join(map(str, request.name))
         transcript.vectors[place, self.mesh.me] = request.vector.copy()
-        return await summed(self, contract, parties, terms, request)
+        return await summed(self, contract, parties, terms, request, **told)
 
     monkeypatch.setattr(Session, "send", recording_send)
     monkeypatch.setattr(Aggregation, "sum", recording_sum)

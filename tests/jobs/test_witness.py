@@ -215,6 +215,21 @@ async def test_a_known_head_that_is_made_up_harms_nobody_but_is_told(autojump_cl
         assert (log.signed, {s.name for s in log.cosigners if s.number == log.entries}) == (log.entries, {"bob"})
 
 
+@pytest.mark.parametrize("fault", [AssertionError, KeyError, ValueError])
+async def test_a_fault_in_what_others_showed_ends_no_job_and_no_daemon(
+    autojump_clock: Clock, quick_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    def fails(*_: object) -> bool:
+        raise fault("bytes of others")
+
+    async with federation(quick_path, NAMES, find=find) as peers:
+        monkeypatch.setattr(heads, "only_grew", fails)
+        await run_job(peers)
+        monkeypatch.undo()
+        await run_job(peers, "next")
+        assert [peer.deaths for peer in peers.values()] == [0, 0, 0]
+
+
 async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
     autojump_clock: Clock, quick_path: Path
 ) -> None:
@@ -222,11 +237,14 @@ async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
     asks = (
         ("peer.add", {"card": ""}),
         ("dataset.add", {"name": "rows", "uri": str(quick_path / "rows.csv")}),
-        ("dataset.remove", {"ref": "rows"}),
+        ("dataset.offer", {"ref": "rows", "offered": True}),
+        ("dataset.remove", {"ref": "rows", "forget": True}),
         ("peer.remove", {"ref": "bob"}),
     )
     async with federation(quick_path, NAMES[:2], introduced=False, find=find) as peers:
         alice = peers["alice"].daemon
+        answered = "INSERT INTO answered_table (dataset, version, rows) VALUES ('rows', x'', 2)"
+        await alice.store.write(lambda tx: tx.execute(answered))
         for name, given in asks:
             command = COMMANDS[name]
             if "card" in given:
@@ -234,9 +252,11 @@ async def test_peers_and_datasets_that_come_and_go_are_entries_with_who_asked(
             with caller.calling(caller.Caller(uid=1234, pid=1, user="ann")):
                 await command.handler(alice, command.check(given))
         told = await alice.store.read(audit.entries)
-        assert [entry.event for entry in told] == ["peer_added", "dataset_added", "dataset_removed", "peer_removed"]
+        assert [entry.event for entry in told] == [
+            "peer_added", "dataset_added", "dataset_offered", "dataset_removed", "peer_removed"
+        ]  # fmt: skip
         assert {(entry.facts["uid"], entry.facts["user"]) for entry in told} == {(1234, "ann")}
-        assert told[1].facts["rows"] == 2
+        assert (told[1].facts["rows"], told[3].facts["forgot"]) == (2, 1)
         shown = COMMANDS["audit.show"].handler(alice, COMMANDS["audit.show"].check({"number": 2}))
         assert (await shown).event == "dataset_added"
         listed = COMMANDS["audit.list"].handler(alice, COMMANDS["audit.list"].check({"job": "ab" * 32}))

@@ -70,6 +70,15 @@ def test_packing_under_encryption_is_packing() -> None:
     assert PRIVATE.decrypt(packed) == [plaintext % N for plaintext in slots.pack(values)]
 
 
+def test_nothing_is_packed_into_nothing() -> None:
+    nothing, slots = encrypted([]), Slots.read(PRIVATE.public, 74)
+    assert slots.pack([]) == slots.unpack([], 0) == []
+    assert len(readable(nothing, slots, STRANGER, chance())) == 0
+    assert masked(nothing, Slots.masked(PRIVATE.public, 74), STRANGER, chance())[1] == []
+    with pytest.raises(LocalProtocolError, match="1 numbers were wanted of plaintexts with 0"):
+        slots.unpack([], 1)
+
+
 # masked
 
 
@@ -78,7 +87,7 @@ def test_shares_of_a_masked_number_add_up_to_it_or_one_beside_it() -> None:
     most = (1 << 127) - 2
     carries = set()
     for turn, values in enumerate([[most] * 22, [-most] * 22, [most, -most] * 11, list(range(-11, 11)), [0] * 12] * 2):
-        returned, masks = masked(encrypted(values), slots, STRANGER, chance(10 + turn))
+        returned, masks = masked(slots.pack_encrypted(encrypted(values)), slots, STRANGER, chance(10 + turn))
         owners = slots.shares(PRIVATE.decrypt(returned), ring, len(values))
         maskers = slots.shares(masks, ring, len(values))
         for value, a, b in zip(values, owners, maskers, strict=True):
@@ -90,7 +99,7 @@ def test_shares_of_a_masked_number_add_up_to_it_or_one_beside_it() -> None:
 def test_the_masker_may_be_told_what_it_masked() -> None:
     slots = Slots.masked(PRIVATE.public, 68)
     values = [2**66, -(2**66), 3, 0, -1] * 9
-    returned, masks = masked(encrypted(values), slots, STRANGER, chance(30))
+    returned, masks = masked(slots.pack_encrypted(encrypted(values)), slots, STRANGER, chance(30))
     told = [decryption - mask for decryption, mask in zip(PRIVATE.decrypt(returned), masks, strict=True)]
     assert slots.unpack(told, len(values)) == values
 
@@ -101,7 +110,7 @@ def test_a_masked_plaintext_is_uniform_whatever_the_owner_encrypted() -> None:
     secret = [0x5EC2E7, 0xC0FFEE, 0xFACADE]
     seen = []
     for turn in range(60):
-        returned, _ = masked(cheat.multiply([secret]), slots, STRANGER, chance(40 + turn))
+        returned, _ = masked(slots.pack_encrypted(cheat.multiply([secret])), slots, STRANGER, chance(40 + turn))
         (decryption,) = PRIVATE.decrypt(returned)
         seen.append(decryption)
         assert not any((decryption >> (200 + 500 * place)) & 0xFFFFFF == x for place, x in enumerate(secret))
@@ -110,7 +119,8 @@ def test_a_masked_plaintext_is_uniform_whatever_the_owner_encrypted() -> None:
 
 
 def test_masks_and_noise_are_other_ones_each_time() -> None:
-    ciphertexts, slots = encrypted([1, 2]), Slots.masked(PRIVATE.public, 168)
+    slots = Slots.masked(PRIVATE.public, 168)
+    ciphertexts = slots.pack_encrypted(encrypted([1, 2]))
     random = chance(150)
     seen = [masked(ciphertexts, slots, STRANGER, random) for _ in range(6)]
     assert len({masks[0] for _, masks in seen}) == 6
@@ -129,6 +139,33 @@ def test_numbers_are_hidden_only_where_there_is_room_for_the_mask() -> None:
             masked(ciphertexts, wrong, STRANGER, chance())
     with pytest.raises(LocalProtocolError, match="shares of 128 bits"):
         Slots.masked(PRIVATE.public, 68).shares([1], 128, 1)
+
+
+def test_a_matrix_of_one_and_a_vector_of_the_other_become_shares_of_their_product() -> None:
+    ring, slots = 128, Slots.masked(PRIVATE.public, 168)
+    matrix = chance(160).integers(-(2**23), 2**23, 14 * 30).reshape(14, 30)
+    vector = [int(value) << 60 for value in chance(161).integers(-(2**40), 2**40, 30)]
+    products = slots.pack_encrypted(encrypted(vector).multiply(matrix))
+    returned, masks = masked(products, slots, STRANGER, chance(162))
+    assert len(returned) == 2
+    shares = zip(slots.shares(PRIVATE.decrypt(returned), ring, 14), slots.shares(masks, ring, 14), strict=True)
+    wanted = [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix.tolist()]
+    for (owners, maskers), value in zip(shares, wanted, strict=True):
+        assert (owners - maskers - value + 1) % (1 << ring) in (0, 1, 2)
+
+
+def test_columns_of_both_become_shares_of_their_products() -> None:
+    ring, slots = 68, Slots.masked(PRIVATE.public, 68)
+    ours, theirs = (chance(170 + side).integers(-(2**23), 2**23 + 1, 60 * 5).reshape(60, 5) for side in range(2))
+    ours[:, 0] = theirs[:, 0] = 2**23
+    packed = encrypted(
+        [slots.pack(row)[0] for row in theirs.tolist()]
+    )  # a ciphertext for each row, all its columns in it
+    returned, masks = masked(packed.multiply(ours.T), slots, STRANGER, chance(172))
+    for column, decryption, mask in zip(range(5), PRIVATE.decrypt(returned), masks, strict=True):
+        shares = zip(slots.shares([decryption], ring, 5), slots.shares([mask], ring, 5), strict=True)
+        for (owners, maskers), value in zip(shares, (ours[:, column] @ theirs).tolist(), strict=True):
+            assert (owners - maskers - value + 1) % (1 << ring) in (0, 1, 2)
 
 
 # to be read

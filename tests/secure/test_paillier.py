@@ -83,27 +83,28 @@ def next_prime(value: int) -> int:
     return int(gmpy2.next_prime(value))
 
 
-SHAPES: dict[str, Callable[[int, int], int]] = {
-    "even": lambda n, p: n + 1,
-    "a prime": lambda n, p: next_prime(n),
-    "a square": lambda n, p: p * p,
-    "a cube": lambda n, p: next_prime((1 << 683) - (1 << 680)) ** 3,
-    "a factor 3": lambda n, p: 3 * next_prime(n // 3),
-    "a factor 6353": lambda n, p: 6353 * next_prime(n // 6353),
-    "a factor 65521": lambda n, p: 65521 * next_prime(n // 65521),
-    "1024 bits": lambda n, p: p,
-    "2047 bits": lambda n, p: n >> 1 | 1,
-    "2049 bits": lambda n, p: n << 1 | 1,
-    "negative": lambda n, p: -n,
-    "0": lambda n, p: 0,
-    "1": lambda n, p: 1,
+SHAPES: dict[str, tuple[Callable[[int], int], str]] = {
+    "even": (lambda n: n + 1, "a factor"),
+    "a prime": (lambda n: next_prime(n), "a prime"),
+    "a square": (lambda n: next_prime(1 << 1023 | 1 << 1022) ** 2, "a power"),
+    "a cube": (lambda n: next_prime(3 << 681) ** 3, "a power"),
+    "a factor 3": (lambda n: 3 * next_prime(n // 3), "a factor"),
+    "a factor 6353": (lambda n: 6353 * next_prime(n // 6353), "a factor"),
+    "a factor 65521": (lambda n: 65521 * next_prime(n // 65521), "a factor"),
+    "1024 bits": (lambda n: next_prime(3 << 510) * next_prime(3 << 510 | 99), "1024 bits"),
+    "2047 bits": (lambda n: next_prime(3 << 1021) * next_prime(3 << 1022), "2047 bits"),
+    "2049 bits": (lambda n: next_prime(3 << 1022) * next_prime(3 << 1023), "2049 bits"),
+    "negative": (lambda n: -n, "2048 bits"),
+    "0": (lambda n: 0, "0 bits"),
+    "1": (lambda n: 1, "1 bits"),
 }
 
 
 @pytest.mark.parametrize("what", SHAPES)
 def test_a_key_of_a_wrong_shape_is_refused(what: str) -> None:
-    with pytest.raises(TrustError, match="a Paillier key"):
-        PublicKey(SHAPES[what](int(key().public.n), max(primes("key", 2048)[0])))
+    wrong, reason = SHAPES[what]
+    with pytest.raises(TrustError, match=f"a Paillier key .*{reason}"):
+        PublicKey(wrong(int(key().public.n)))
 
 
 def test_a_private_key_whose_primes_do_not_fit_is_refused() -> None:
@@ -322,6 +323,18 @@ def test_a_matrix_times_a_vector_is_that_of_the_plaintexts(some: tuple[list[int]
     assert read_by_phe(key(), 2048, product) == [value % key().public.n for value in plain(product)]
     wide = [[(-1) ** place * 2**127 + place for place in range(60)], [0] * 60]
     assert plain(ciphertexts.multiply(wide)) == [sum(a * b for a, b in zip(row, values, strict=True)) for row in wide]
+
+
+def test_a_vector_may_be_empty(owner: Owner, stranger: Stranger) -> None:
+    for by in (owner, stranger, Owner(key(), chance(), 0)):
+        empty = by.encrypt([], chance())
+        assert len(empty) == len(empty + empty) == len(empty - empty) == len(empty.prefix_sums()) == 0
+        assert len(Ciphertexts.from_array(key().public, empty.to_array(), 0)) == 0
+        assert plain(empty.sums(np.zeros(0, np.int64), 2)) == plain(empty.multiply([[], []])) == [0, 0]
+
+
+def test_integers_of_numpy_are_integers(owner: Owner) -> None:
+    assert plain(owner.encrypt(np.array([2**62, -7]), chance())) == [2**62, -7]
 
 
 def test_what_does_not_fit_is_refused(some: tuple[list[int], Ciphertexts]) -> None:

@@ -151,10 +151,10 @@ def test_noise_reaches_every_unit_and_nothing_else() -> None:
 
 
 def test_an_odd_number_of_bases_counts_every_one_of_them() -> None:
-    noise = Noise(SMOOTH, chance(62), 1, 1, first_is_no_square=True)
-    assert len(set(elements(noise, 50, chance(63)))) == 2
-    noise = Noise(SMOOTH, chance(62), 3, 1)
-    assert len(set(elements(noise, 200, chance(63)))) == 8
+    for bases in (1, 3):
+        drawn = set(elements(Noise(SMOOTH, chance(62), bases, 1, first_is_no_square=True), 300, chance(63)))
+        assert len(drawn) == 2**bases
+        assert {pow(value, SMOOTH - 1, SMOOTH * SMOOTH) for value in drawn} == {1}
 
 
 def test_the_first_base_is_no_square() -> None:

@@ -129,6 +129,24 @@ def run(stage: str, target: dict[str, Any], layers: str, first: str = "", **pope
     return artifact.load(*done.outputs[0][1]).values  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("groups", "limits", "bytes_"),
+    [
+        ("0::/a/b", {"sys/fs/cgroup/a/memory.max": "4000", "sys/fs/cgroup/a/b/memory.max": "max"}, 3000),
+        ("4:cpu,memory:/x\n3:cpu:/y", {"sys/fs/cgroup/memory/x/memory.limit_in_bytes": "8000"}, 6000),
+        ("4:memory:/hidden\n0::/", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "400"}, 300),
+    ],
+)  # fmt: skip
+def test_the_memory_that_is_to_be_had_is_that_of_the_smallest_control_group(
+    tmp_path: Path, groups: str, limits: dict[str, str], bytes_: int
+) -> None:
+    for name, text in {"proc/self/cgroup": groups, **limits}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert sandbox.usable_memory(tmp_path) == bytes_
+    assert 0 < sandbox.usable_memory(tmp_path / "nowhere") <= sandbox.default_memory() * 2
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("home")

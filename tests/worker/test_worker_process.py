@@ -359,13 +359,49 @@ async def next_to_answer(worker: WorkerProcess) -> ask.Request:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 async def test_a_signal_that_ends_a_worker_is_named(number: signal.Signals) -> None:
-    with pytest.raises(WorkerCrashed, match=rf"was ended by {number.name} without a result"):
+    with pytest.raises(WorkerCrashed, match=rf"was ended by {number.name}.* without a result"):
         await end_of("killed", b'{"count":%d}' % number)
 
 
 async def test_an_exit_status_of_a_worker_is_named() -> None:
     with pytest.raises(WorkerCrashed, match="ended with exit status 7 without a result"):
         await end_of("exits", b'{"count":7}')
+
+
+async def test_a_stage_that_needs_more_memory_than_its_worker_has_is_told_so_by_name() -> None:
+    async with worker_of(start_of("hoards", memory=256 << 20)) as worker:
+        assert await worker.next() == ask.Receive("bob", "reply")
+        await worker.answer(ask.Value(*codec.pack_value(0)))
+        failed = await worker.next()
+    assert isinstance(failed, ask.Failed)
+    assert failed.message.startswith("out of memory in trial/talk.py")
+    assert "fewer rows" in failed.hint
+
+
+@pytest.fixture
+def control_group() -> Iterator[Path]:
+    """A control group of 256 MiB of memory, as the system has them; skips where none can be made."""
+    for folder, limit in (("memory", "memory.limit_in_bytes"), (".", "memory.max")):
+        made = Path("/sys/fs/cgroup", folder, f"fedpeer-test-{os.getpid()}")
+        with suppress(OSError):
+            made.mkdir()
+            try:
+                (made / limit).write_text(str(256 << 20))
+                yield made
+            finally:
+                made.rmdir()
+            return
+    pytest.skip("needs root and a control group of memory")
+
+
+@pytest.mark.system
+async def test_a_worker_that_a_control_group_kills_for_its_memory_says_so(control_group: Path) -> None:
+    async with worker_of(start_of("hoards")) as worker:
+        assert await worker.next() == ask.Receive("bob", "reply")
+        (control_group / "cgroup.procs").write_text(str(worker.pid))
+        await worker.answer(ask.Value(*codec.pack_value(0)))
+        with pytest.raises(WorkerCrashed, match=r"SIGKILL \(as by a limit of memory: of its control group"):
+            await worker.next()
 
 
 async def test_a_worker_that_was_killed_while_it_was_answered_is_a_crash() -> None:

@@ -39,7 +39,7 @@ class Fit(Params, frozen=True):
     k: Annotated[int, msgspec.Meta(ge=2, le=256)] = 8
     """Clusters. The model has fewer if the rows do not fall into so many of `min_rows`."""
     min_rows: Annotated[int, msgspec.Meta(ge=3, le=1_000_000)] = 10
-    """A smaller cluster is given up, and only its number of rows is summed: its centre would be nearly one row."""
+    """Of fewer rows in a cluster a participant tells nothing: they do not count. A cluster without any is given up."""
     max_iter: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
     """Turns at most, those not counted that split a cluster."""
     tol: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1e-4
@@ -47,7 +47,7 @@ class Fit(Params, frozen=True):
 
 
 @stage(
-    version=1,
+    version=3,
     params=Fit,
     roles={"member": at_least(3)},
     inputs={"table": Table},
@@ -58,14 +58,20 @@ class Fit(Params, frozen=True):
             "Their mean and standard deviation are in the model",
             group="data",
         ),
-        "counts": Sum("at the current centres: how many rows of all participants are nearest to each"),
+        "first_counts": Sum("the same as counts, at the mean of all rows", group="data"),
+        "first_sums": Sum("the same as sums, at the mean of all rows", group="data"),
+        "counts": Sum(
+            "at the current centres: how many rows of all participants are nearest to each; of a participant none or "
+            "at least min_rows"
+        ),
         "sums": Sum(
-            "at the current centres, of each cluster of at least min_rows rows: the sum and the sum of squares of each "
+            "at the current centres, of the rows that were counted: the sum and the sum of squares of each "
             "standardized feature. From one turn to the next a cluster may gain or lose a single row, and the totals "
             "of both turns then tell its values, not whose it is"
         ),
     },
     parameters=lambda params, n_features: params.k * n_features,
+    memory=lambda params, rows, n_features: 8 * rows * n_features,  # a matrix of them
 )
 async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     """Find clusters in the rows of all participants; all get the same bytes.
@@ -73,14 +79,19 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     ```
     turn    who    what                                                              shape
     -       all    moments: rows; count, missing, Σx, Σx² of each feature            1 + d × 137 integers
-    0 …     all    counts: rows by their nearest centre                              m integers
-    0 …     all    sums: Σz, Σz² of each cluster of at least min_rows rows           2 × (up to m) × d
+    0       all    first_counts, first_sums: as counts and sums                      as counts and sums
+    1 …     all    counts: rows by their nearest centre                              m integers
+    1 …     all    sums: Σz, Σz² of the rows that were counted, by cluster           2 × (up to m) × d
     ```
     m centres, one at first: the mean of all rows. Each turn moves every centre to the mean of the rows nearest to it.
     While there are fewer than k it then splits one cluster in two, at its mean ± one standard deviation along one
     feature, there where the sum of squares about the mean is largest. So the initial centres come from totals alone,
-    without chance and without anybody's row. A centre left with fewer than min_rows rows (or none) is given up, and
-    another cluster, the next widest, is split for it; after 4·k splits the model has as many clusters as there are.
+    without chance and without anybody's row. A centre left without rows that count is given up, and another cluster,
+    the next widest, is split for it; after 4·k splits the model has as many clusters as there are.
+
+    A participant counts and sums no rows of a cluster, or at least min_rows: what is left of a total when others take
+    their parts out is never a few rows. So the centres are those of the rows that count, which are all but fewer than
+    min_rows of each participant and cluster.
 
     Each peer's part is scaled by a power of two so that it fits the fixed point of a sum whatever the data: with
     Σz² ≤ n per feature no entry exceeds n. The shared state comes from totals by + - * / and square roots alone.
@@ -123,14 +134,18 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
         "converged": False,
     }
     most = SPLITS * params.k
-    for _ in peers.rounds(most + params.max_iter, shared=state):
+    for turn in peers.rounds(most + params.max_iter, shared=state):
+        first = "" if turn else "first_"  # where all begin does not depend on anything but the data
         centres = state["centres"]
         nearest = _nearest(z, centres)
-        counts = (await peers.sum("counts", np.bincount(nearest, minlength=len(centres)).astype(np.int64)))["values"]
+        own = np.bincount(nearest, minlength=len(centres)).astype(np.int64)
+        own[own < params.min_rows] = 0
+        nearest[own[nearest] == 0] = -1  # few rows of ours are nobody's
+        counts = (await peers.sum(f"{first}counts", own))["values"]
         kept = np.flatnonzero(counts >= params.min_rows)
         if kept.size == 0:
             raise DataError(f"no cluster has {params.min_rows} rows")
-        total = await peers.sum("sums", _sums(z, nearest, kept, unit))
+        total = await peers.sum(f"{first}sums", _sums(z, nearest, kept, unit))
         sizes = counts[kept]
         weight = unit * sizes[:, None]
         means = total["sum"] / weight

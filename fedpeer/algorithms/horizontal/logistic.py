@@ -21,7 +21,7 @@ import pyarrow as pa
 from fedpeer.algorithms.horizontal.statistics import numbers
 from fedpeer.errors import DataError
 from fedpeer.peers import Peers
-from fedpeer.secure import exact
+from fedpeer.secure import cells, exact
 from fedpeer.stage import Model, Params, Report, Sum, Table, at_least, stage
 
 Floats = npt.NDArray[np.float64]
@@ -38,13 +38,24 @@ FLAT = 1e-14
 class Fit(Params, frozen=True):
     reg_lambda: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.01
     """Strength of the L2 penalty, relative to the mean loss of a row. 0: none, and no optimum for separable classes."""
-    max_iter: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+    max_iter: Annotated[int, msgspec.Meta(ge=1, le=100)] = 25
+    """Turns at most. Each opens other sums of the same rows, so there are no more than training can need."""
     tol: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-8
     """Training ends when no partial derivative of the objective is larger."""
 
 
+def _opened(params: Fit, n_features: int) -> int:
+    """What the policy counts for each row: weights, or numbers that a turn opens for each value of a row, if more.
+
+    A turn opens (d + 1) + (d + 1)(d + 2) / 2 numbers, and a row has d + 1 values, its label among them. So it is d + 1
+    from two features on: what one turn says of the rows is fewer numbers than those they fit, for each that they have.
+    Mean and scale are moments of all rows, not fitted.
+    """
+    return max(n_features + 1, math.ceil((n_features + 4) / 2))
+
+
 @stage(
-    version=1,
+    version=3,
     params=Fit,
     roles={"member": at_least(3)},
     inputs={"table": Table},
@@ -55,12 +66,14 @@ class Fit(Params, frozen=True):
             "exact sum and sum of squares. Their mean and standard deviation are in the model",
             group="data",
         ),
+        "start": Sum("the same as newton, at the model that all begin with (all weights 0)", group="data"),
         "newton": Sum(
             "at the current model, over the rows of those who take part: their number, the sum of the losses, their "
             "gradient, and their Hessian (d + 1 by d + 1, symmetric)"
         ),
     },
-    parameters=lambda params, n_features: n_features + 1,  # mean and scale are moments of all rows, not fitted
+    parameters=_opened,
+    memory=lambda params, rows, n_features: 8 * rows * n_features,  # a matrix of them
 )
 async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     """Train one model on the rows of all participants; all get the same bytes.
@@ -68,7 +81,8 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     ```
     turn    who    what                                                                   shape
     -       all    moments: rows, positives; count, missing, Σx, Σx² of each feature      2 + d × 137 integers
-    0 …     all    newton: gradient, upper triangle of the Hessian, exact sum of losses   (d + 1) + (d + 1)(d + 2)/2
+    0       all    start: as newton                                                       as newton
+    1 …     all    newton: gradient, upper triangle of the Hessian, exact sum of losses   (d + 1) + (d + 1)(d + 2)/2
                    and how many rows                                                      1
     ```
     A turn evaluates the objective at a trial point. If it fell enough the point is taken and Newton's direction is
@@ -78,6 +92,11 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     Each peer's part is scaled by a power of two so that it fits the fixed point of a sum whatever the data: with
     Σz² ≤ n per feature no entry exceeds n. What is summed differs from the true sum by at most 2^-52·n a peer. The
     shared state comes from totals by + - * / and square roots alone, hence the own Cholesky and no BLAS.
+
+    What is opened: in a turn d / 2 + 2 numbers for each value of a row, which the policy's parameters for each row
+    bound (at 0.33 they are about a sixth of the values of one owner's rows at most). All turns together may open more
+    numbers than the rows have values; they are sums over other weights, and a participant that lies in a sum can
+    choose these. Nothing but noise would bound what can be computed from them.
 
     Source: Boyd and Vandenberghe, Convex Optimization, 2004, section 9.5 (damped Newton, backtracking line search).
     """
@@ -120,7 +139,7 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
         trial = state["trial"]
         losses, gradient, hessian = _derivatives(z, y, trial)
         total = await peers.sum(
-            "newton",
+            "newton" if turn else "start",  # where all begin does not depend on anything but the data
             {
                 "rows": np.array([y.size]),
                 "losses": exact.sum_limbs(losses),
@@ -184,49 +203,58 @@ async def predict(peers: Peers, params: Params, model: Model, table: Table) -> d
     return {"scores": Table(pa.table({name: pa.array(ids, pa.string()), "score": pa.array(score)}), id=name)}
 
 
+class Evaluate(Params, frozen=True):
+    min_cell: Annotated[int, msgspec.Meta(ge=1)] = 10
+    """What a participant adds to any count is 0 or at least so many rows."""
+
+
 @stage(
-    version=1,
+    version=3,
+    params=Evaluate,
     roles={"member": at_least(3)},
     inputs={"model": Model, "table": Table},
     outputs={"report": Report},
     messages={
         "scores": Sum(
             "of the model on the rows of all participants together: counts of rows by score (4096 cells) and label, "
-            "how many are right and wrong at 0.5, and the sum of the losses; reported are AUC, accuracy, log loss and "
-            "these counts"
+            "and the sum of the losses; reported are AUC, accuracy, log loss and how many are right and wrong. What a "
+            "participant adds to a cell is 0 or at least min_cell rows: groups of neighbours count in one cell",
+            group="data",  # with the same model it is the same again: over others it would tell who is gone
         ),
     },
 )
-async def evaluate(peers: Peers, params: Params, model: Model, table: Table) -> dict[str, Any]:
-    """How well a model does on labelled rows of all participants, as on one table.
+async def evaluate(peers: Peers, params: Evaluate, model: Model, table: Table) -> dict[str, Any]:
+    """How well a model does on labelled rows of all participants, nearly as on one table.
 
     ```
     turn    who    what                                                     shape
     -       all    rows by cell of their score, one line per label          2 × 4096 integers
-                   rows by label and predicted label (score above 0.5)      2 × 2 integers
                    exact sum of the log losses                              46 integers
     ```
-    Cells are of equal width in m / (1 + |m|), m the log odds. Rows of one cell count as ties, so that the AUC is off by
-    at most `auc_error` = half the pairs of both labels in one cell; the other numbers are those of the pooled rows.
-    `auc` is None when all rows have one label.
+    Cells are of equal width in m / (1 + |m|), m the log odds. At each participant the rows of a label count in groups
+    of `min_cell` that follow each other by score, each group in one cell (secure/cells.py); of a
+    label with fewer rows none are counted, and their losses neither. So a participant tells at most one cell for every
+    `min_cell` of its rows. AUC, accuracy and `counts` (at 0.5) are those of the rows in these places: a participant's
+    right and wrong ones of a label are off by less than a group. Rows of one cell count as ties; half the pairs of
+    both labels in one cell are `auc_error`. The log loss is exact. `auc` is None when all rows have one label.
     """
     y = _labels(table)
     margin = _margins(model, table)
-    cell = np.minimum(((1 + margin / (1 + np.abs(margin))) / 2 * CELLS).astype(np.int64), CELLS - 1)
-    label, guess = y.astype(np.int64), (margin > 0).astype(np.int64)
+    cell = np.maximum(np.ceil((1 + margin / (1 + np.abs(margin))) / 2 * CELLS).astype(np.int64) - 1, 0)
+    enough = [bool(np.count_nonzero(y == label) >= params.min_cell) for label in (0, 1)]
+    counted = np.where(y == 1, enough[1], enough[0])
     total = await peers.sum(
         "scores",
         {
-            "cells": np.bincount(label * CELLS + cell, minlength=2 * CELLS).reshape(2, CELLS),
-            "guesses": np.bincount(2 * label + guess, minlength=4).reshape(2, 2),
-            "losses": exact.sum_limbs(_losses(margin, y)),
+            "cells": np.stack([cells.grouped(cell[y == label], CELLS, params.min_cell) for label in (0, 1)]),
+            "losses": exact.sum_limbs(_losses(margin, y)[counted]),
         },
     )
     negative, positive = total["cells"]
-    (tn, fp), (fn, tp) = total["guesses"].tolist()
+    (tn, fp), (fn, tp) = total["cells"].reshape(2, 2, CELLS // 2).sum(axis=2).tolist()
     rows, pairs = tn + fp + fn + tp, (tn + fp) * (fn + tp)
     if rows == 0:
-        raise DataError("no participant has a row to evaluate on")
+        raise DataError(f"no participant has {params.min_cell} rows of one label to evaluate on")
     below = np.cumsum(negative) - negative
     won, tied = int((positive * below).sum()), int((positive * negative).sum())
     report = {

@@ -12,22 +12,24 @@ import pyarrow as pa
 
 from fedpeer.errors import DataError
 from fedpeer.peers import Peers
-from fedpeer.secure import dp, exact
+from fedpeer.secure import cells, dp, exact
 from fedpeer.stage import Params, Report, Sum, Table, at_least, stage
 
 DIGITS = 8
 """A float64 as eight digits of eight bits, the most significant first."""
+WIDTH = 3.0
+"""The inner edges of a histogram lie within so many standard deviations of the mean."""
 
 
 class Statistics(Params, frozen=True):
     bins: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
-    """Cells of a histogram, of equal width from minimum to maximum, before small ones are merged."""
+    """Cells of a histogram, of equal width about the mean; the first and the last one have no outer edge."""
     min_cell: Annotated[int, msgspec.Meta(ge=1)] = 10
-    """No cell of the report has fewer rows; of a column with fewer values the report has the counts only."""
+    """What a participant adds to any count is 0 or at least so many rows."""
 
 
 @stage(
-    version=1,
+    version=2,
     params=Statistics,
     roles={"member": at_least(3)},
     inputs={"table": Table},
@@ -35,18 +37,19 @@ class Statistics(Params, frozen=True):
     messages={
         "moments": Sum(
             "of each column: how many values, how many are missing, the exact sum and sum of squares; reported are "
-            "count, mean and standard deviation over all rows of all participants",
+            "count, mean and standard deviation over the rows of all participants. Of a column a participant counts "
+            "no values and no missing ones, or at least min_cell of each",
             group="data",
         ),
         "extremes": Sum(
-            "of each column with at least min_cell values: its minimum and maximum over all rows of all participants, "
-            "which are values of single rows (whose is not told), found eight bits at a time: the counts of rows by "
-            "their next eight bits, of those rows that share the bits found so far",
+            "of each column: the smallest of the participants' means of their min_cell smallest values, and the "
+            "largest of their largest; whose they are is not told. They are found eight bits at a time: how many "
+            "participants go on with which eight bits after those found so far",
             group="data",
         ),
         "histogram": Sum(
-            "of each column with at least min_cell values: counts of rows in equal cells from minimum to maximum; in "
-            "the report, cells below min_cell are merged",
+            "of each column with values: counts of rows in equal cells about the mean, the outer ones open. What a "
+            "participant adds to a cell is 0 or at least min_cell rows: groups of neighbours count in one cell",
             group="data",
         ),
     },
@@ -57,60 +60,77 @@ async def run(peers: Peers, params: Statistics, table: Table) -> dict[str, Any]:
     ```
     turn    who    what                                              shape
     -       all    moments: count, missing, Σx, Σx² of each column   d × (2 + 46 + 89) integers
-    0 … 7   all    extremes: rows by their next digit, min and max   2 × d × 256 integers
+    0 … 7   all    extremes: participants by next digit, both ends   2 × d × 256 integers
     -       all    histogram: rows by cell                           d × bins integers
     ```
-    All are sums of counts and exact sums, so every number is that of the pooled rows: mean and std (population, divided
-    by n) rounded once, min and max exactly, for any finite values. Nothing that is computed is one participant's.
+    All are sums of counts and exact sums: mean and std (population, divided by n) are those of the pooled values that
+    count, rounded once, for any finite values. Nothing that is computed is one participant's, and the totals, which
+    every participant sees, are no finer than the report.
 
-    What comes out small: a column with fewer than `min_cell` values is asked for its moments only and reported with its
-    counts; cells of a histogram are merged with their right neighbours until each has `min_cell` rows. A column of text
-    has counts of values and of missing ones. Booleans are 0 and 1.
+    What comes out small, at each participant by itself (secure/cells.py): fewer than `min_cell` values of a column
+    count as missing; where fewer than `min_cell` are missing, some more count as missing; in a histogram, rows count
+    in groups of `min_cell` neighbours or a few more. So the numbers differ from those of the pooled rows by less than
+    a group of each participant. Fewer than `min_cell` rows are none.
 
-    Source: the long accumulator of secure/exact.py; minimum and maximum by radix search over the bits of the values in
-    their order (IEEE 754 totalOrder).
+    The smallest and the largest value are values of single rows, and are not told. `min` is the smallest mean that a
+    participant's `min_cell` smallest values have, `max` the largest one of its largest values; they are the pooled
+    extremes for min_cell = 1. The `bins` - 1 edges lie between mean - 3 std and mean + 3 std, `counts` has one more
+    cell than there are edges, and the outer ones are open. A
+    value that is not finite counts as missing. A column of text has counts of values and of missing ones. Booleans are
+    0 and 1, and their mean tells how many are 1 even if those are few: leave out a column where that matters.
+
+    Source: the long accumulator of secure/exact.py; extremes by radix search over the bits of floats in their order
+    (IEEE 754 totalOrder).
     """
     names = sorted(name for name in table.data.column_names if name != table.id)
-    values = {name: numbers(table, name) for name in names if is_numeric(table, name)}
-    missing = {name: table.data.column(name).null_count for name in names if name not in values}
-    sums = {f"column {name}": exact.moments(column) for name, column in values.items()}
-    sums |= {f"text {name}": np.array([table.n_samples - n, n], dtype=np.int64) for name, n in missing.items()}
-    total = await peers.sum("moments", {"rows": np.array([table.n_samples], dtype=np.int64), **sums})
-    moments = {name: exact.moments_of(total[f"column {name}"]) for name in values}
+    numeric = {name for name in names if is_numeric(table, name)}
+    values = {
+        name: cells.counted(numbers(table, name) if name in numeric else _present(table, name), params.min_cell)
+        for name in names
+    }
+    rows = table.n_samples if table.n_samples >= params.min_cell else 0
+    sums = {
+        f"column {name}": exact.moments(column) if name in numeric else _counts(column)
+        for name, column in values.items()
+    }
+    total = await peers.sum("moments", {"rows": np.array([rows], dtype=np.int64), **sums})
+    moments = {name: exact.moments_of(total[f"column {name}"]) for name in names if name in numeric}
 
-    shown = [name for name in values if moments[name].count >= params.min_cell]
-    keys = [_ordered(values[name]) for name in shown]
+    shown = [name for name, told in moments.items() if told.count]
+    ends = [cells.extremes(values[name], params.min_cell) for name in shown]
+    keys = [_ordered(np.array([] if end is None else end, dtype=np.float64)) for end in ends]
     found = {"low": np.zeros(len(shown), dtype=np.uint64), "high": np.zeros(len(shown), dtype=np.uint64)}
     for turn in peers.rounds(DIGITS, shared=found):
-        counts = np.zeros((2, len(shown), 256), dtype=np.int64)
+        digits = np.zeros((2, len(shown), 256), dtype=np.int64)
         for j, key in enumerate(keys):
-            counts[0, j] = _next_digits(key, found["low"][j], turn)
-            counts[1, j] = _next_digits(key, found["high"][j], turn)
-        rows = (await peers.sum("extremes", counts))["values"] > 0
-        found["low"] = (found["low"] << np.uint64(8)) + rows[0].argmax(axis=1).astype(np.uint64)
-        found["high"] = (found["high"] << np.uint64(8)) + (255 - rows[1][:, ::-1].argmax(axis=1)).astype(np.uint64)
+            digits[0, j] = _next_digits(key[:1], found["low"][j], turn)
+            digits[1, j] = _next_digits(key[1:], found["high"][j], turn)
+        held = (await peers.sum("extremes", digits))["values"] > 0
+        found["low"] = (found["low"] << np.uint64(8)) + held[0].argmax(axis=1).astype(np.uint64)
+        found["high"] = (found["high"] << np.uint64(8)) + (255 - held[1][:, ::-1].argmax(axis=1)).astype(np.uint64)
         peers.progress(turn + 1, DIGITS)
-
     low, high = _value(found["low"]), _value(found["high"])
-    edges = _edges(low, high, params.bins)
-    cells = np.zeros((len(shown), params.bins), dtype=np.int64)
+
+    mean, std = (np.array([getattr(moments[name], what) for name in shown]) for what in ("mean", "std"))
+    edges = _around(mean, std, params.bins)
+    told = np.zeros((len(shown), params.bins), dtype=np.int64)
     for j, name in enumerate(shown):
         column = values[name][~np.isnan(values[name])]
-        cells[j] = np.bincount(np.searchsorted(edges[j, 1:-1], column, side="right"), minlength=params.bins)
-    counts = (await peers.sum("histogram", cells))["values"]
+        told[j] = cells.grouped(np.searchsorted(edges[j], column, side="right"), params.bins, params.min_cell)
+    counts = (await peers.sum("histogram", told))["values"]
 
     columns: dict[str, Any] = {}
     for name in names:
-        if name not in values:
-            count, absent = total[f"text {name}"].tolist()
-            columns[name] = {"count": count, "missing": absent}
+        if name not in numeric:
+            count, missing = total[f"column {name}"].tolist()
+            columns[name] = {"count": count, "missing": missing}
             continue
-        told = moments[name]
-        columns[name] = {"count": told.count, "missing": told.missing}
+        columns[name] = {"count": moments[name].count, "missing": moments[name].missing}
         if name in shown:
             j = shown.index(name)
-            columns[name] |= {"mean": told.mean, "std": told.std, "min": float(low[j]), "max": float(high[j])}
-            columns[name]["histogram"] = _merged(edges[j], counts[j], params.min_cell)
+            columns[name] |= {"mean": moments[name].mean, "std": moments[name].std}
+            columns[name] |= {"min": float(low[j]), "max": float(high[j])}
+            columns[name]["histogram"] = {"edges": edges[j].tolist(), "counts": counts[j].tolist()}
     return {"report": Report({"n_samples": int(total["rows"][0]), "columns": columns})}
 
 
@@ -167,18 +187,19 @@ async def private(peers: Peers, params: Private, table: Table) -> dict[str, Any]
 
     The report says the standard error that the noise gives each number; what the rows themselves vary comes on top of
     it. A column whose count is lost in the noise is reported with its counts only. A row is what is hidden: a person
-    with many rows is hidden less.
+    with many rows is hidden less. A value that is not finite counts as missing: no value makes the stage fail, for
+    that it failed would be told without noise.
 
     Source: secure/dp.py. Errors of mean and std by the delta method.
     """
     names = sorted(params.columns)
-    cells = np.stack([_cells(numbers(table, name), *params.columns[name], params.bins) for name in names])
+    own_sums = np.stack([_cells(numbers(table, name), *params.columns[name], params.bins) for name in names])
     thousandths = dp.multiplier(params.epsilon, params.delta)
     scale = dp.scale(thousandths, squared_sensitivity(len(names)), peers.honest)
     told: dict[str, Any] = {}
-    own = {"noise": dp.discrete_gaussian(cells.shape, scale)}
+    own = {"noise": dp.discrete_gaussian(own_sums.shape, scale)}
     for _ in peers.rounds(1, shared=told, own=own):
-        total = await peers.sum("noisy", cells + own["noise"])
+        total = await peers.sum("noisy", own_sums + own["noise"])
         told |= {"sums": total["values"], "contributors": len(total.survivors)}
 
     error = scale * math.sqrt(told["contributors"]) / dp.GRID
@@ -246,18 +267,28 @@ def is_numeric(table: Table, name: str) -> bool:
 
 
 def numbers(table: Table, name: str) -> npt.NDArray[np.float64]:
-    """A numeric column with NaN for missing values; DataError, naming it, for text or infinity."""
+    """A numeric column with NaN for what is missing or not finite; DataError, naming it, for text."""
     if not is_numeric(table, name):
         raise DataError(f"the column {name!r} is not numeric", hint="leave it out, or encode it as numbers first")
     column = table.column(name) + 0.0  # -0.0 becomes 0.0
-    if np.isinf(column).any():
-        raise DataError(f"the column {name!r} has a value that is not finite")
-    return column
+    return np.where(np.isinf(column), np.nan, column)
 
 
-def _ordered(column: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
-    """The values that are not missing as integers in the same order."""
-    bits = column[~np.isnan(column)].view(np.uint64)
+def _present(table: Table, name: str) -> npt.NDArray[np.float64]:
+    """A column of text by what is known of it here: 0 for a value, NaN for a missing one."""
+    missing = table.data.column(name).is_null().to_numpy()
+    return np.where(missing, np.nan, 0.0)
+
+
+def _counts(column: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """How many values, and how many are missing."""
+    missing = int(np.isnan(column).sum())
+    return np.array([column.size - missing, missing], dtype=np.int64)
+
+
+def _ordered(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
+    """Floats as integers in the same order."""
+    bits = (values + 0.0).view(np.uint64)
     return np.where(bits >> np.uint64(63), ~bits, bits | np.uint64(1 << 63))
 
 
@@ -273,23 +304,16 @@ def _next_digits(key: npt.NDArray[np.uint64], prefix: np.uint64, turn: int) -> n
     return np.bincount((alike & np.uint64(255)).astype(np.int64), minlength=256).astype(np.int64)
 
 
+def _around(mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64], bins: int) -> npt.NDArray[np.float64]:
+    """The inner edges of the cells about each mean, shape (columns, bins - 1), ascending."""
+    most = np.finfo(np.float64).max
+    with np.errstate(over="ignore"):
+        low, high = (np.clip(mean + side * std, -most, most) for side in (-WIDTH, WIDTH))
+    return _edges(low, high, bins)[:, 1:-1]
+
+
 def _edges(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], bins: int) -> npt.NDArray[np.float64]:
     """Edges of equal cells, shape (columns, bins + 1), ascending; no difference that could overflow."""
     part = np.arange(bins + 1) / bins
     edges = low[:, None] * (1 - part) + high[:, None] * part
     return np.maximum.accumulate(np.clip(edges, low[:, None], high[:, None]), axis=1)
-
-
-def _merged(edges: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], least: int) -> dict[str, list[Any]]:
-    """Neighbouring cells together until each has `least` rows; the last ones join the cell before them."""
-    kept, rows, open_rows = [float(edges[0])], [], 0
-    for edge, count in zip(edges[1:].tolist(), counts.tolist(), strict=True):
-        open_rows += count
-        if open_rows >= least:
-            kept.append(edge)
-            rows.append(open_rows)
-            open_rows = 0
-    if rows:
-        rows[-1] += open_rows
-        kept[-1] = float(edges[-1])
-    return {"edges": kept, "counts": rows}

@@ -79,6 +79,11 @@ def parameters(params: Any, n_features: int) -> int:
     return int(params.n_estimators * groups * (2 ** (params.max_depth + 1) - 1))
 
 
+def memory(params: Any, rows: int, n_features: int) -> int:
+    """A host's ciphertexts, as they came and split, and anybody's bins."""
+    return rows * (8 * n_features + 3 * params.key_bits // 4)
+
+
 @stage(
     version=1,
     params=Fit,
@@ -87,6 +92,7 @@ def parameters(params: Any, n_features: int) -> int:
     outputs={"model": Model},
     messages=TRAINING,
     parameters=parameters,
+    memory=memory,
     keys=("guest",),
 )
 async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
@@ -126,6 +132,7 @@ async def fit(peers: Peers, params: Fit, table: Table) -> dict[str, Any]:
     outputs={"model": Model},
     messages={**TRAINING, **ROUTING},
     parameters=parameters,
+    memory=memory,
     keys=("guest",),
 )
 async def refit(peers: Peers, params: Fit, table: Table, model: Model) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class DatasetFacts:
     columns: tuple[str, ...]
     """without the id"""
     label: str | None = None
+    source: str = ""
     spent: float = 0.0
     aligned: Mapping[str, int] = field(default_factory=dict)
     nearest: int | None = None
@@ -47,6 +48,8 @@ class Facts:
     datasets: Mapping[str, DatasetFacts]
     names: Mapping[str, str] = field(default_factory=dict)
     sandbox_missing: tuple[str, ...] = ()
+    memory: int = 0
+    """bytes that a worker may take"""
 
 
 def ask_of(read: Contract, me: str, find: FindStage, facts: Facts) -> Ask:
@@ -85,6 +88,7 @@ def ask_of(read: Contract, me: str, find: FindStage, facts: Facts) -> Ask:
         facts.jobs_today,
         facts.names,
         facts.sandbox_missing,
+        facts.memory,
     )
 
 
@@ -121,6 +125,7 @@ def _dataset(name: str, facts: DatasetFacts, entry: StageEntry, alias: str, para
         facts.rows,
         columns,
         facts.label,
+        facts.source,
         facts.spent,
         facts.aligned,
         facts.nearest if whole else None,

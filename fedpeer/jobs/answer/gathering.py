@@ -40,12 +40,13 @@ async def gather(
     name_of: Callable[[str], str],
     now: datetime,
     sandbox_missing: tuple[str, ...] = (),
-    spent: Callable[[Transaction, str], float] = lambda tx, dataset: 0.0,
+    memory: int = 0,
+    spent: Callable[[Transaction, str, str], float] = lambda tx, dataset, source: 0.0,
 ) -> Facts:
     """What is known here about this contract. `snapshots`: of each own dataset in it, by name.
 
-    `spent`: the ε of a dataset that was spent in the last year with the partners of the contract. Raises PolicyError
-    for a dataset with more rows than can be remembered.
+    `spent`: the ε of a dataset, by its name and its source, that was spent in the last year with the partners of the
+    contract. Raises PolicyError for a dataset with more rows than can be remembered.
     """
     cohorts = {
         name: await read_cohort(name, snapshot.version, store.path_of(snapshot.version), run_in_thread)
@@ -63,15 +64,17 @@ async def gather(
                     snapshot.rows,
                     tuple(column for column, _ in snapshot.columns if column != snapshot.id),
                     snapshot.label,
-                    spent(tx, name),
+                    snapshot.source,
+                    spent(tx, name, snapshot.source),
                     answered.aligned(tx, snapshot.version),
                     answered.nearest(tx, cohorts[name], widest_cell(policy)) if name in cohorts else None,
                     answered.parties(tx, snapshot.version, cohort=cohorts.get(name)),
                 )
                 for name, snapshot in snapshots.items()
             },
-            {peer: name_of(peer) for peer in read.peers},
+            {peer: name_of(peer) for peer in {*read.peers, *answered.aligned_peers(tx)}},
             sandbox_missing,
+            memory,
         )
 
     return await store.read(look)

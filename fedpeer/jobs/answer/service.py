@@ -1,6 +1,7 @@
 """This peer's answer to a contract: whether it takes part, and with what.
 
-    what cannot run here (unknown stage, dataset, column)                          → refused at once, with the reason
+    what cannot run here whatever our data (unknown stage, another release)        → refused at once, "contract"
+    we have no such dataset, column or partner, or cannot read our data            → refused at the deadline, "policy"
     the policy refuses, an operator denies, or nobody says anything                → refused at the deadline, "policy"
     the policy allows it, its operators approve, or a standing approval covers it  → countersigned at once
 
@@ -8,13 +9,15 @@ Rules
 * Responsible for what a contract asks of this peer, from this peer's own facts; nobody else's word counts in it.
 * What it brings is pinned before it says so; the policy's word, what is asked of the operators and what would be said
   are one commit with it. It answers once: a daemon that was killed while it asked goes on asking.
-* Who was refused cannot tell by whom: the policy's, an operator's and the silent no are the same bytes at the same
-  time, `answer_s` after the contract came. Why, with all figures, stays in our own log.
+* Who was refused cannot tell by whom or why: what our data says, the policy's, an operator's and the silent no are the
+  same bytes at the same time, `answer_s` after the contract came. So names cannot be tried. Why, with all figures,
+  stays in our own log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -25,7 +28,8 @@ import trio
 from fedpeer import codec
 from fedpeer.crypto import has_aes
 from fedpeer.data.catalog import Catalog, Snapshot
-from fedpeer.errors import ContractError, DataError, DiskFull, FedpeerError, NotFound, PolicyError
+from fedpeer.data.source import identity
+from fedpeer.errors import ContractError, DiskFull, FedpeerError, NotFound, PolicyError, StoreError
 from fedpeer.governance import approvals, budget, policy
 from fedpeer.governance.approvals import APPROVED, ASKING, REFUSED, Asked, Data
 from fedpeer.governance.decision import Decision, decide
@@ -44,14 +48,6 @@ from fedpeer.worker import sandbox
 
 LOOK_S = 600.0
 """So often at least a waiting job looks at the clock, which may have been set."""
-
-
-class Refused(Exception):
-    """This peer does not take part: `reason` of lifecycle.REFUSALS for all, `error` for our own operator."""
-
-    def __init__(self, reason: str, error: FedpeerError) -> None:
-        super().__init__(reason)
-        self.reason, self.error = reason, error
 
 
 class Answers:
@@ -82,14 +78,14 @@ class Answers:
             return
         try:
             if asked is None:
-                await self.check(job.contract)
-                asked = await self._ask(job)
-        except Refused as refused:
-            self._log.warning("job_refused", job=job.id.hex(), reason=refused.reason, code=refused.error.code)
-            job.failure = refused.error
-            answer = Answer(False, refused.reason, ())
-            await self._store.write(lambda tx: self.say(tx, job, answer))
+                contract.check(job.contract, self._stage)
+        except ContractError as error:
+            self._log.warning("job_refused", job=job.id.hex(), reason="contract", code=error.code)
+            job.failure = error
+            await self._store.write(lambda tx: self.say(tx, job, Answer(False, "contract", ())))
             return
+        if asked is None:
+            asked = await self._ask(job)
         while not self._said(job):
             left = asked.until - self._seconds()
             if left <= 0:
@@ -99,27 +95,24 @@ class Answers:
                     await self._mesh.changed(job.id)
 
     async def check(self, read: Contract) -> None:
-        """What the contract asks of this peer: known stages, peers, datasets and columns. Raises Refused."""
-        try:
-            contract.check(read, self._stage)
-        except ContractError as error:
-            raise Refused("contract", error) from None
+        """What the contract asks of this peer: known stages, peers, datasets and columns. Raises ContractError."""
+        contract.check(read, self._stage)
+        await self._check_ours(read)
+
+    async def _check_ours(self, read: Contract) -> None:
+        """Whether we know its participants, and have what it names of our data. Raises ContractError."""
         for peer in read.peers:
             try:
                 if peer != self._mesh.me:
                     self._roster.resolve(peer)
             except FedpeerError as error:
-                raise Refused("participants", error) from None
+                raise ContractError(f"[participants]: {error.message}", hint=error.hint) from None
         for (stage_id, _), name in read.datasets(read.alias_of[self._mesh.me]).items():
             try:
                 view = await self._catalog.get(name)
             except NotFound as error:
-                problem = ContractError(f"stage {stage_id!r}: {error.message}", hint=error.hint)
-                raise Refused("dataset", problem) from None
-            try:
-                contract.check_columns(read.stage(stage_id), self._stage, name, [column for column, _ in view.columns])
-            except ContractError as error:
-                raise Refused("columns", error) from None
+                raise ContractError(f"stage {stage_id!r}: {error.message}", hint=error.hint) from None
+            contract.check_columns(read.stage(stage_id), self._stage, name, [column for column, _ in view.columns])
 
     async def check_policy(self, read: Contract) -> None:
         """Before an own contract is said to anybody: our own policy, as far as the data is known without reading it.
@@ -134,7 +127,8 @@ class Answers:
         data = []
         for name in sorted(set(read.datasets(read.alias_of[self._mesh.me]).values())):
             view = await self._catalog.get(name)
-            data.append(Data(name, b"", view.rows, view.columns, view.id, view.label))
+            source = identity(view.uri)
+            data.append(Data(name, b"", view.rows, view.columns, view.id, view.label, source))
         rules = msgspec.structs.replace(await self._store.read(policy.current), no_row_differencing=False)
         facts = await self.facts(read, b"", data, rules)
         decision = decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
@@ -145,44 +139,37 @@ class Answers:
 
         Raises PolicyError, DataError. `read` has been checked.
         """
-        data: list[Data] = []
-        try:
-            async with self._files.keeping:
-                for name in sorted(set(read.datasets(read.alias_of[self._mesh.me]).values())):
-                    snapshot = await self._catalog.snapshot(name)
-                    data.append(_data(name, snapshot))
-                rules = await self._store.read(policy.current)
-                facts = await self.facts(read, contract.contract_id(codec.encode(read)), data, rules)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._files.remove_unneeded([item.version for item in data])
+        names = sorted(set(read.datasets(read.alias_of[self._mesh.me]).values()))
+        async with self._files.snapshots(self._catalog, names) as taken:
+            data = [_data(name, snapshot) for name, snapshot in taken.items()]
+            rules = await self._store.read(policy.current)
+            facts = await self.facts(read, contract.contract_id(codec.encode(read)), data, rules)
         return decide(rules, asking.ask_of(read, self._mesh.me, self._stage, facts))
 
     # how a contract is asked about
 
     async def _ask(self, job: Job) -> Asked:
-        """Ask the policy, pin what we would bring, and keep what follows, in one commit. Raises Refused."""
-        try:
-            unseen = await self._refused_unseen(job.contract)
-        except PolicyError as error:
-            unseen = error.message
-        except NotFound as error:  # it was removed just now
-            raise Refused("dataset", error) from None
-        if unseen:  # no partner makes us read and keep a table that will not be used
-            return await self._write_asked(job, PolicyError(unseen), Answer(False, "policy", ()), [])
-        async with self._files.keeping:
-            answer, data = await self._bring(job)
-            facts: Facts | PolicyError
+        """Ask the policy, pin what we would bring, and keep what follows, in one commit."""
+        facts: Facts | FedpeerError
+        data: list[Data] = []
+        answer = Answer(False, "policy", ())
+        async with AsyncExitStack() as stack:
             try:
+                await self._check_ours(job.contract)
+                if unseen := await self._refused_unseen(job.contract):
+                    raise PolicyError(unseen)  # no partner makes us read and keep a table that will not be used
+                names = sorted(set(job.contract.datasets(job.view.me).values()))
+                answer, data = self._bring(
+                    job, await stack.enter_async_context(self._files.snapshots(self._catalog, names))
+                )
                 facts = await self.facts(job.contract, job.id, data, await self._store.read(policy.current))
-            except PolicyError as error:
+            except FedpeerError as error:
+                if isinstance(error, StoreError) and not isinstance(error, DiskFull):
+                    raise
                 facts = error
-            asked = await self._write_asked(job, facts, answer, data)
-        if asked.state == REFUSED:
-            await self._files.remove_unneeded([item.version for item in data])
-        return asked
+            return await self._write_asked(job, facts, answer, data)
 
-    async def _write_asked(self, job: Job, facts: Facts | PolicyError, answer: Answer, data: list[Data]) -> Asked:
+    async def _write_asked(self, job: Job, facts: Facts | FedpeerError, answer: Answer, data: list[Data]) -> Asked:
         told: dict[str, Any] = {}
 
         def write(tx: Transaction) -> Asked:
@@ -196,17 +183,22 @@ class Answers:
             told["approved"] = [f"{one.who}, {one.how}" for one in approvals.approvals(tx, job.id)]
             told.update(state=asked.state, needs=asked.needs, until=utc(asked.until), policy=policy.kept(tx).number)
             if asked.state == REFUSED:
-                told["why"] = f"the policy: {asked.why}"
+                ours = isinstance(facts, Facts | PolicyError)
+                told["why"] = f"the policy: {asked.why}" if ours else asked.why
             return asked
 
-        return await job.write(write, ("decided", told))
+        asked = await job.write(write, ("decided", told))
+        job.asked.set()
+        return asked
 
-    def _decide(self, tx: Transaction, job: Job, facts: Facts | PolicyError, answer: Answer, data: list[Data]) -> Asked:
+    def _decide(
+        self, tx: Transaction, job: Job, facts: Facts | FedpeerError, answer: Answer, data: list[Data]
+    ) -> Asked:
         """What the policy says, as it is kept: refused, or so many people are to be asked."""
         state, needs, epsilon = REFUSED, 0, 0.0
         try:
-            if isinstance(facts, PolicyError):
-                raise facts
+            if isinstance(facts, FedpeerError):
+                raise PolicyError(facts.message)
             rules = policy.current(tx)
             ask = asking.ask_of(job.contract, self._mesh.me, self._stage, facts)
             decision = decide(rules, ask)
@@ -215,7 +207,7 @@ class Answers:
             if decision.verdict != "refused":
                 state = ASKING
             if decision.verdict == "ask":
-                needs = 2 if rules.two_person else 1
+                needs = rules.people
         except PolicyError as error:
             why = error.message
         return Asked(
@@ -242,19 +234,23 @@ class Answers:
             read,
             contract_id,
             rules,
-            {item.name: Snapshot(item.version, item.rows, item.columns, item.id, item.label) for item in data},
+            {
+                item.name: Snapshot(item.version, item.rows, item.columns, item.id, item.label, item.source)
+                for item in data
+            },
             store=self._store,
             run_in_thread=self._run_in_thread,
             name_of=self._roster.name_of,
             now=self._now(),
-            spent=lambda tx, dataset: budget.most_spent(
-                tx, dataset, partners, rules, self._seconds(), self._roster.name_of
+            spent=lambda tx, dataset, source: budget.most_spent(
+                tx, dataset, source, partners, rules, self._seconds(), self._roster.name_of
             ),
             sandbox_missing=tuple(f"{layer} ({remedy})" for layer, remedy in sandbox.probe().missing()),
+            memory=sandbox.usable_memory(),
         )
 
-    async def _bring(self, job: Job) -> tuple[Answer, list[Data]]:
-        """Snapshots of what we would bring, and what we would say of them. Raises Refused."""
+    def _bring(self, job: Job, taken: Mapping[str, Snapshot]) -> tuple[Answer, list[Data]]:
+        """What we would say of these snapshots, and what we keep of them."""
         datasets = job.contract.datasets(job.view.me)
         told = {
             name
@@ -262,11 +258,7 @@ class Answers:
             if lifecycle.has_common_columns(entry := job.contract.stage(stage_id), entry.role_of[job.view.me])
         }
         said, data = [], []
-        for name in sorted(set(datasets.values())):
-            try:
-                snapshot = await self._catalog.snapshot(name)
-            except (DataError, NotFound, DiskFull) as error:
-                raise Refused("data", error) from None
+        for name, snapshot in taken.items():
             data.append(_data(name, snapshot))
             columns = [(column, kind) for column, kind in snapshot.columns if column != snapshot.id]
             said.append(
@@ -296,7 +288,7 @@ class Answers:
 
 
 def _data(name: str, snapshot: Snapshot) -> Data:
-    return Data(name, snapshot.version, snapshot.rows, snapshot.columns, snapshot.id, snapshot.label)
+    return Data(name, snapshot.version, snapshot.rows, snapshot.columns, snapshot.id, snapshot.label, snapshot.source)
 
 
 def _refusal(asked: Asked) -> PolicyError:

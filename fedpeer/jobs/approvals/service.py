@@ -105,7 +105,8 @@ class Approvals:
             now = self._seconds()
             if _asked(tx, job).until <= now:
                 raise UsageError("it is too late: the others read that this peer does not allow it")
-            asked = approvals.approve(tx, job.id, by, now, name=job.contract.name, always=always)
+            wanted = policy.current(tx).people
+            asked = approvals.approve(tx, job.id, by, now, name=job.contract.name, always=always, people=wanted)
             if asked.state == APPROVED:
                 self._answers.say(tx, job, codec.decode_as(Answer, asked.answer))
 

@@ -21,7 +21,7 @@ import trio
 
 from fedpeer import artifact
 from fedpeer.crypto import random_bytes
-from fedpeer.data import twin
+from fedpeer.data import offers, twin
 from fedpeer.data.catalog import Catalog
 from fedpeer.errors import FedpeerError, JobError, TimedOut
 from fedpeer.governance.gate import Gate
@@ -159,13 +159,8 @@ class DryRuns:
         if entry.role_of[alias] != entry.role_of[me] and label is None and LABEL not in dict(columns):
             columns, label = [*columns, (LABEL, "number")], LABEL
         number = list(read.peer_of).index(alias)
-        rows = _rounded(view.rows)
+        rows = max(offers.FEWEST, offers.rounded(view.rows))  # as partners may see them, and enough to compute on
         return await self._run_in_thread(lambda: twin.make(columns, rows, id_=view.id, label=label, participant=number))
-
-
-def _rounded(rows: int) -> int:
-    """Rows as partners may see them: two digits, and not fewer than a hundred."""
-    return max(100, int(float(f"{rows:.2g}")))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import msgspec
@@ -70,6 +70,8 @@ class Job:
         """the peer whose key the next stage waits for"""
         self.gone: set[str] = set()  # peers whose end we do not wait for any more
         self.verdict: Verdict | None = None
+        self.asked = trio.Event()
+        """set when our own policy has said something to it"""
         self.agreed = trio.Event()
         self.over = trio.Event()
         if kept.state:
@@ -202,9 +204,9 @@ class Job:
         logged = await self._store.read(lambda tx: archive.logged(tx, self.id))
         return [LogLine(time=time, event=event, facts=facts) for time, event, facts in [*logged, *self._unwritten]]
 
-    def time(self) -> str:
-        """Now, as the log has it."""
-        return time_of(self._now())
+    def time(self, ahead_s: float = 0.0) -> str:
+        """Now, or so many seconds from now, as the log has it."""
+        return time_of(self._now() + timedelta(seconds=ahead_s))
 
 
 def seconds_of(moment: datetime) -> int:

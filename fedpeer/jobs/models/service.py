@@ -71,7 +71,8 @@ class Models:
         }
         if ports.keys() != {"model", "table"}:
             raise NotFound(f"{predicts.name} takes other inputs than a model and a table")
-        async with self._files.snapshot(self._catalog, dataset) as table:
+        async with self._files.snapshots(self._catalog, [dataset]) as taken:
+            table = self._store.path_of(taken[dataset].version)
             inputs = [(ports["model"], "model", path), (ports["table"], "table", table)]
             params = contract.canonical_params({}, predicts, predicts.name)
             outputs = await run_alone(predicts, params, inputs, self._start_worker)

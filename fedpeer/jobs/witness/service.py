@@ -61,9 +61,10 @@ class Witness:
                     break
         except StoreError:
             raise
-        except FedpeerError as error:
+        except Exception as error:  # also one that bytes of others made: a fault in here ends no job, and no daemon
             self._broken = True
-            self._log.error("audit_not_witnessed", job=self._job.id.hex(), code=error.code, exc_info=error)
+            code = error.code if isinstance(error, FedpeerError) else type(error).__name__
+            self._log.error("audit_not_witnessed", job=self._job.id.hex(), code=code, exc_info=error)
 
     def done(self) -> bool:
         """Whether this peer neither awaits anything of the others here, nor they of it."""

@@ -58,6 +58,9 @@ class Killed(Exception):
     """The process ended here."""
 
 
+_UNLESS_IT_ENDS: Final = contextlib.suppress(Killed, Full)
+
+
 class Dropped(Exception):
     """A file that was dropped while work with it was under way: that work is void."""
 
@@ -218,6 +221,7 @@ class World:
         self._count = 0
         self._ids: dict[tuple[bytes, str], list[bytes]] = {}
         self._known: dict[bytes, Instance] = {}
+        self._vectors: dict[tuple[int, int, int], Vector] = {}
         self._perhaps_over = False
         self._garbage: set[tuple[int, bytes]] = set()
 
@@ -228,10 +232,12 @@ class World:
 
     def vector(self, sum_: Sum, party: int) -> Vector:
         """x of one party, padded."""
-        rng = np.random.default_rng([self.seed, sum_.input, party])
-        x = np.zeros(sum_.d, np.uint32)
-        x[:-PAD] = rng.integers(0, 1 << BITS, sum_.d - PAD)
-        return x
+        key = sum_.input, sum_.d, party
+        if key not in self._vectors:
+            rng = np.random.default_rng([self.seed, sum_.input, party])
+            self._vectors[key] = x = np.zeros(sum_.d, np.uint32)
+            x[:-PAD] = rng.integers(0, 1 << BITS, sum_.d - PAD)
+        return self._vectors[key].copy()
 
     # the clock
 
@@ -245,7 +251,7 @@ class World:
 
         def run() -> None:
             if node.up and node.life == life:
-                with contextlib.suppress(Killed, Full):
+                with _UNLESS_IT_ENDS:
                     event()
 
         self.after(seconds, run)
@@ -421,10 +427,10 @@ class World:
             return
         sids, tables = set(step.forget), node.disk.tables
         node.dropped |= set(step.drop)
-        groups = {instance.group for sid, instance in self._instances().items() if sid in sids}
         writes: list[Write] = [("files", digest, None) for digest in step.drop]
-        writes += [("asks", name, None) for name, ask in tables["asks"].items() if ask.group in groups]
         if sids:
+            groups = {instance.group for sid, instance in self._instances().items() if sid in sids}
+            writes += [("asks", name, None) for name, ask in tables["asks"].items() if ask.group in groups]
             writes += [("said", key, None) for key, (signed, _) in tables["said"].items() if signed.sid in sids]
             writes += [("heard", key, None) for key, signed in tables["heard"].items() if signed.sid in sids]
             writes += [("gone", sid, True) for sid in step.forget]
@@ -582,7 +588,11 @@ class World:
 
     def _reached(self, node: Node, letter: Letter) -> bool:
         """Whether somebody who has it can hand it over now."""
-        return any(self.nodes[holder].up and not self._parted(node, self.nodes[holder]) for holder in letter.holders)
+        for holder in letter.holders:
+            other = self.nodes[holder]
+            if other.core is not None and not (self.faults.partitions and self._parted(node, other)):
+                return True
+        return False
 
     def _delay(self, node: Node) -> float:
         return self.rng.uniform(0.01, 0.15) * (20.0 if node.party in self.faults.slow else 1.0)

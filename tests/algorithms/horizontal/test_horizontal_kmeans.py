@@ -30,7 +30,7 @@ def dealt(n: int, x: np.ndarray) -> list[dict[str, Table]]:
     return [{"table": table(part)} for part in np.split(x, cuts)]
 
 
-def planted(rows: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def planted(rows: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows about five points that are well apart, and which one each is of."""
     chance = np.random.default_rng(seed)
     points = np.array([[0, 0, 0], [8, 0, 1], [0, 8, 0], [8, 8, -1], [4, 4, 9]])
@@ -77,7 +77,7 @@ def test_a_restart_after_the_last_turn_counts_the_same_turns():
 @pytest.mark.parametrize("k", [3, 8, 15])
 def test_the_inertia_is_within_a_tenth_of_scikit_learns_best_of_ten(k: int):
     x = load_breast_cancer().data
-    model = trained(run_stage(fit, Fit(k=k), dealt(4, x)))
+    model = trained(run_stage(fit, Fit(k=k, min_rows=3), dealt(4, x)))
     assert model.facts["clusters"] == k
     assert model.facts["inertia"] < 1.1 * pooled_inertia(x, k)
 
@@ -128,15 +128,19 @@ def test_a_missing_value_is_the_mean_of_all():
     assert model.facts["inertia"] == pytest.approx(distances.min(axis=1).sum(), rel=1e-3)
 
 
-def test_of_a_cluster_below_min_rows_only_the_count_is_said():
-    x = np.vstack([planted()[0], np.full((4, 3), [1e3, 1e6, 1e-3])])
-    run = run_stage(fit, Fit(k=6, min_rows=5), dealt(3, x))
-    assert min(trained(run).facts["sizes"]) >= 5
-    counts = [total["values"] for total in run.totals.values() if "values" in total]
-    sums = [total for total in run.totals.values() if "squares" in total]
-    assert any((each < 5).any() for each in counts)
-    for count, each in zip(counts, sums, strict=True):
-        assert len(each["sum"]) == len(each["squares"]) == (count >= 5).sum()
+def test_a_participant_tells_nothing_of_its_rows_in_a_cluster_of_which_it_has_few():
+    done = run_stage(fit, Fit(k=5), dealt(3, planted(300)[0]))
+    assert min(trained(done).facts["sizes"]) >= 10
+    counts = {(said.sender, said.turn): said for said in done.said if said.tag == "counts"}
+    assert any(said.value["values"].sum() < 50 for said in counts.values()), "there is something to hide"
+    for said in done.said:
+        if said.tag == "sums":
+            own = counts[said.sender, said.turn]
+            told = own.value["values"]
+            assert not ((told > 0) & (told < 10)).any()
+            hidden = told[done.totals[own.turn, own.k]["values"] >= 10] == 0
+            assert not said.value["sum"][hidden].any()
+            assert not said.value["squares"][hidden].any()
 
 
 def test_four_rows_far_out_do_not_keep_the_others_from_being_split():
@@ -147,9 +151,9 @@ def test_four_rows_far_out_do_not_keep_the_others_from_being_split():
 
 
 def test_rows_of_two_values_make_two_clusters_whatever_k():
-    x = np.repeat([[0.0, 1.0], [5.0, 1.0]], [70, 60], axis=0)
+    x = np.repeat([[0.0, 1.0], [5.0, 1.0]], [75, 55], axis=0)
     facts = trained(run_stage(fit, Fit(k=5), dealt(3, x))).facts
-    assert (facts["clusters"], facts["sizes"], facts["converged"]) == (2, [70, 60], True)
+    assert (facts["clusters"], facts["sizes"], facts["converged"]) == (2, [75, 55], True)
     assert facts["inertia"] == pytest.approx(0, abs=1e-9)
 
 
@@ -186,7 +190,7 @@ def test_the_scale_of_a_column_does_not_matter(scale: float):
 
 
 def test_too_few_rows_text_and_no_features_are_refused():
-    x, _ = planted()
+    x, _ = planted(400)
     with pytest.raises(DataError, match="400 rows of all participants are too few for 41"):
         run_stage(fit, Fit(k=41), dealt(3, x))
     with pytest.raises(DataError, match="'word' is not numeric"):

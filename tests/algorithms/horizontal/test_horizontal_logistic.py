@@ -16,8 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from fedpeer import artifact
 from fedpeer.algorithms.horizontal import logistic
-from fedpeer.algorithms.horizontal.logistic import Fit, evaluate, fit, predict, solve
+from fedpeer.algorithms.horizontal.logistic import Evaluate, Fit, evaluate, fit, predict, solve
 from fedpeer.errors import DataError
+from fedpeer.secure import exact
 from fedpeer.stage import Model, Params, Sum, Table
 from fedpeer.testing.stages import Run, check_stage, run_stage
 
@@ -111,7 +112,7 @@ def test_evaluate_says_what_scikit_learn_says_of_the_pooled_rows(breast: Model):
     def split(n: int) -> list[dict[str, Any]]:
         return [{"model": breast, **part} for part in dealt(n, BREAST.data, BREAST.target, NAMES)]
 
-    check_stage(evaluate, Params(), split, pooled)
+    check_stage(evaluate, Evaluate(min_cell=1), split, pooled)
 
 
 def test_scores_in_one_cell_count_as_ties_within_the_error_that_is_told():
@@ -123,18 +124,49 @@ def test_scores_in_one_cell_count_as_ties_within_the_error_that_is_told():
         {"columns": ["x0"]},
         {"coef": np.ones(1), "intercept": np.zeros(1), "mean": np.zeros(1), "scale": np.ones(1)},
     )
-    run = run_stage(evaluate, Params(), [{"model": model, **part} for part in dealt(3, x, y)])
+    run = run_stage(evaluate, Evaluate(min_cell=1), [{"model": model, **part} for part in dealt(3, x, y)])
     told = run.outputs["alice"]["report"].values
     assert abs(told["auc"] - roc_auc_score(y, x[:, 0])) <= told["auc_error"]
-    cell = np.floor((1 + x[:, 0] / (1 + np.abs(x[:, 0]))) / 2 * logistic.CELLS)
+    cell = np.ceil((1 + x[:, 0] / (1 + np.abs(x[:, 0]))) / 2 * logistic.CELLS)
     assert told["auc"] == pytest.approx(roc_auc_score(y, cell), abs=1e-12)
     assert told["auc_error"] > 0.01
+
+
+def test_with_scores_in_groups_of_ten_evaluate_says_nearly_the_same(breast: Model):
+    x, y = BREAST.data[:, np.argsort(NAMES)], BREAST.target
+    fitted, z = pooled_model(x, y, 0.01)
+    p = fitted.predict_proba(z)[:, 1]
+    parts = [{"model": breast, **part} for part in dealt(4, BREAST.data, y, NAMES)]
+    told = run_stage(evaluate, Evaluate(), parts).outputs["carol"]["report"].values
+    assert told["auc"] == pytest.approx(roc_auc_score(y, p), abs=0.005)
+    assert told["accuracy"] == pytest.approx(accuracy_score(y, p > 0.5), abs=0.03)
+    assert told["log_loss"] == pytest.approx(log_loss(y, p), rel=1e-5)
+    assert (told["n_samples"], told["positives"]) == (569, 357)
+
+
+def test_whoever_takes_the_other_parts_out_of_a_total_finds_no_cell_of_fewer_than_ten_rows(breast: Model):
+    parts = dealt(3, BREAST.data, BREAST.target, NAMES)
+    order = np.argsort(-BREAST.target[2::3], kind="stable")[: BREAST.target[2::3].sum() + 9]
+    parts[2] = {"table": table(BREAST.data[2::3][order], BREAST.target[2::3][order], NAMES)}  # 9 of label 0
+    done = run_stage(evaluate, Evaluate(), [{"model": breast, **part} for part in parts])
+    for said in done.said:
+        told = said.value["cells"]
+        assert not ((told > 0) & (told < 10)).any(), said.sender
+        assert np.count_nonzero(told) <= said.value["cells"].sum() / 10
+        if said.sender == "carol":
+            assert not told[0].any()
+            clear = logistic._margins(breast, Table(parts[2]["table"].data.slice(0, len(order) - 9), label="y"))
+            assert said.value["losses"].tolist() == exact.sum_limbs(np.logaddexp(0.0, -clear)).tolist()
+    told = done.outputs["alice"]["report"].values
+    assert told["n_samples"] == sum(part["table"].n_samples for part in parts) - 9
 
 
 def test_evaluate_without_one_of_the_labels_has_no_auc(breast: Model):
     rows = BREAST.target == 1
     parts = dealt(3, BREAST.data[rows], BREAST.target[rows], NAMES)
-    told = run_stage(evaluate, Params(), [{"model": breast, **part} for part in parts]).outputs["bob"]["report"].values
+    told = (
+        run_stage(evaluate, Evaluate(), [{"model": breast, **part} for part in parts]).outputs["bob"]["report"].values
+    )
     assert (told["auc"], told["auc_error"], told["positives"]) == (None, None, 357)
 
 
@@ -269,7 +301,19 @@ def test_text_and_no_features_at_all_are_refused_by_name():
         run_stage(fit, Fit(), [{"table": Table(pa.table({"y": [0.0, 1.0]}), label="y")}] * 3)
 
 
-@pytest.mark.parametrize("bad", [{"reg_lambda": -1}, {"max_iter": 0}, {"tol": 0}, {"lambda": 1}])
+@pytest.mark.parametrize("d", [1, 2, 3, 30])
+def test_what_a_turn_opens_for_each_value_of_a_row_is_counted_as_its_parameters(d: int):
+    x, y = np.random.default_rng(1).normal(size=(90, d)), np.arange(90) % 2
+    run = run_stage(fit, Fit(max_iter=1), dealt(3, x, y))
+    (total,) = [total for total in run.totals.values() if "hessian" in total]
+    opened = total["gradient"].size + total["hessian"].size
+    assert fit.parameters is not None
+    counted = fit.parameters(Fit(), d)
+    assert opened / (d + 1) <= counted, "a row has d + 1 values"
+    assert d + 1 <= counted <= opened
+
+
+@pytest.mark.parametrize("bad", [{"reg_lambda": -1}, {"max_iter": 0}, {"max_iter": 101}, {"tol": 0}, {"lambda": 1}])
 def test_parameters_out_of_bounds_are_refused(bad: dict[str, float]):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(bad, Fit)

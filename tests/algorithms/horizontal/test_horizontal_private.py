@@ -184,6 +184,20 @@ def test_params_that_are_not_private_are_refused_with_the_contract(wrong: dict[s
     assert msgspec.json.decode(written, type=Private).delta == 1e-8
 
 
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_a_value_that_is_not_finite_counts_as_missing_and_fails_nothing(odd: float) -> None:
+    """That a stage fails is told without noise."""
+    x = np.arange(100.0)
+    whole = [Table(pa.table({"x": np.where(x < 30, odd, x)}))] * 3
+    gaps = [Table(pa.table({"x": pa.array(np.where(x < 30, np.nan, x), from_pandas=True)}))] * 3
+    told, expected = (
+        run_stage(private, Private(epsilon=1.0, columns={"x": (0.0, 100.0)}), [{"table": table} for table in tables])
+        for tables in (whole, gaps)
+    )
+    assert told.digests == expected.digests
+
+
 @pytest.mark.parametrize("name", ["town", "nobody"])
 def test_a_column_that_cannot_be_measured_is_named(name: str) -> None:
     with pytest.raises(DataError, match=name):

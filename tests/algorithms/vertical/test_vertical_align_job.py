@@ -64,7 +64,8 @@ def check(views: dict[str, JobView]) -> None:
     assert values is not None
     assert values["columns"]["x"]["count"] == 4 * len(COMMON), report
     assert values["columns"]["x"]["mean"] == sum(COMMON) / len(COMMON)
-    assert (values["columns"]["x"]["min"], values["columns"]["x"]["max"]) == (COMMON[0], COMMON[-1])
+    assert values["columns"]["x"]["min"] == sum(COMMON[:10]) / 10
+    assert values["columns"]["x"]["max"] == sum(COMMON[-10:]) / 10
 
 
 @pytest.mark.system  # chaos

@@ -209,6 +209,15 @@ async def killed(peers: Peers, params: Numbers) -> dict[str, Any]:
 
 
 @talk()
+async def hoards(peers: Peers, params: Numbers) -> dict[str, Any]:
+    """Says that it begins, and takes memory until there is no more."""
+    await peers.receive("bob", "reply")
+    held = []
+    while True:
+        held.append(np.ones(1 << 20))
+
+
+@talk()
 async def exits(peers: Peers, params: Numbers) -> dict[str, Any]:
     os._exit(params.count)
 
