@@ -81,7 +81,7 @@ def parameters(params: Any, n_features: int) -> int:
 
 def memory(params: Any, rows: int, n_features: int) -> int:
     """A host's ciphertexts, as they came and split, and anybody's bins."""
-    return rows * (8 * n_features + 3 * params.key_bits // 4)
+    return int(rows * (8 * n_features + 3 * params.key_bits // 4))
 
 
 @stage(
