@@ -134,6 +134,11 @@ def test_scores_without_any_difference_are_chance() -> None:
     assert confusion(out["confusion"]["half"]) == [[3, 0], [1, 0]]
 
 
+def test_certainty_that_is_wrong_costs_what_it_does_in_scikit_learn() -> None:
+    y, p = np.array([0.0, 1.0, 1.0]), np.array([1.0, 0.0, 1.0])
+    assert near(report("binary", y, p)["log_loss"], metrics.log_loss(y, p))
+
+
 def test_a_report_does_not_grow_with_the_rows() -> None:
     chance = np.random.default_rng(5)
     y = (chance.random(20_000) < 0.5).astype(float)
@@ -172,10 +177,11 @@ def test_a_report_of_a_regression_is_that_of_scikit_learn(seed: int) -> None:
     assert near(out["r2"], metrics.r2_score(y, guess))
 
 
-def test_r2_is_none_where_all_labels_are_the_same() -> None:
-    out = report("regression", np.full(7, 0.1), np.full(7, 0.3))
-    assert out["r2"] is None
-    assert near(out["rmse"], 0.2)
+def test_r2_is_none_where_all_labels_are_the_same_or_too_close_to_tell() -> None:
+    for y in (np.full(7, 0.1), np.full(3, 0.7), np.full(11, 0.3), np.array([0.0, 1e-200])):
+        out = report("regression", y, y + 0.2)
+        assert out["r2"] is None
+        assert near(out["rmse"], 0.2)
 
 
 # whose score is whose
