@@ -2,8 +2,10 @@
 
 Rules
 * A dataset that is an input is all rows of its snapshot; with rows of an alignment beside it, those rows.
-* A table that an earlier stage made is told by its ids, if all of them are ids of the dataset. Without ids it counts as
-  the whole dataset if it has as many rows; any other table could be of any rows, and is refused.
+* A table that an earlier stage made is told by its ids, if all of them are ids of the dataset, and counts as these rows
+  of it: a stage that scales values must not make a corrected value look like other rows. (Where the dataset repeats an
+  id, the table counts as it is.) Without ids it counts as the whole dataset if it has as many rows; any other table
+  could be of any rows, and is refused.
 * What is said of columns, labels and values by the stage that made a table counts for nothing here.
 
 Blocks while it reads; called in a thread.
@@ -64,9 +66,11 @@ def _made(name: str, version: bytes, table: Table, snapshot: Source) -> Cohort:
     """The rows of a dataset that are in a table made of it."""
     whole = _table(snapshot)
     if table.id is not None and whole.id is not None:
-        known = pc.is_in(table.data.column(table.id), value_set=whole.data.column(whole.id))
-        if pc.all(known).as_py() is not False:  # None: no rows at all
-            return cohort_of(name, version, table)
+        ids = whole.data.column(whole.id)
+        places = pc.index_in(table.data.column(table.id), value_set=ids)
+        if not places.null_count:
+            told = pc.count_distinct(ids, mode="all").as_py() == len(ids)  # else an id does not say which of its rows
+            return cohort_of(name, version, Table(whole.data.take(places), whole.id) if told else table)
     elif table.n_samples == whole.n_samples:
         return cohort_of(name, snapshot.digest, whole)
     raise PolicyError(

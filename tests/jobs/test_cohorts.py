@@ -58,6 +58,27 @@ def test_a_table_that_was_made_is_the_rows_whose_ids_it_has(files: Files) -> Non
     assert difference(cohort, one([rows], {"rows": rows})) == 1
 
 
+def test_values_that_an_earlier_stage_changed_are_those_of_the_dataset(files: Files) -> None:
+    was, now = table(0, 100), table(0, 100)
+    x = now.data.column("x").to_pylist()
+    now = Table(now.data.set_column(1, "x", pa.array([*x[:7], 700.0, *x[8:]])), "id")
+
+    def scaled(given: Table) -> Cohort:
+        values = given.column("x")
+        made = Table(given.data.set_column(1, "x", pa.array((values - values.mean()) / values.std())), "id")
+        return one([files.put(made)], {"rows": files.put(given, whole=True)})
+
+    assert difference(scaled(was), scaled(was)) == 0
+    assert difference(scaled(was), scaled(now)) == 2  # the row as it was, and as it is
+
+
+def test_of_a_repeated_id_another_row_is_another_row(files: Files) -> None:
+    twice = Table(pa.concat_tables([table(0, 100).data, table(0, 1).data.set_column(1, "x", pa.array([7.5]))]), "id")
+    rows = files.put(twice, whole=True)
+    first, last = (files.put(Table(twice.data.slice(start, 100), "id")) for start in (0, 1))
+    assert difference(one([first], {"rows": rows}), one([last], {"rows": rows})) == 2
+
+
 def test_an_alignment_beside_a_dataset_chooses_its_rows(files: Files) -> None:
     rows, some = files.put(table(0, 100), whole=True), files.put(Rows(np.arange(5, 100)))
     cohort = one([rows, some], {"rows": rows})
