@@ -15,10 +15,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from fedpeer.algorithms.vertical.align import normal_form
 from fedpeer.crypto import hash_
 from fedpeer.errors import DataError
 from fedpeer.peers import Peers
+from fedpeer.secure.ids import normal_form
 from fedpeer.stage import Params, Table, at_least, stage
 
 
