@@ -21,6 +21,7 @@ from fedpeer.algorithms.vertical.boosting.params import Fit
 from fedpeer.errors import DataError, FedpeerError, RemoteProtocolError
 from fedpeer.peers import Chance, Peers
 from fedpeer.secure import paillier
+from fedpeer.secure.losses import Loss
 from fedpeer.secure.paillier import Ciphertexts, Owner
 from fedpeer.secure.trees import MIN_ROWS, Pairs, Sums, offered
 from fedpeer.stage import Open, Params, Sealed, Stage, Table
@@ -207,6 +208,15 @@ def test_the_largest_sums_fit_in_all_slots_at_once(rows: int, bound: float) -> N
 def test_pairs_take_no_more_room_than_their_bounds_need(rows: int, width: int, count: int) -> None:
     slots = Pairs.of(PRIVATE.public, rows, 1.0).slots
     assert (slots.width, slots.count) == (width, count)
+
+
+@pytest.mark.parametrize("objective", ["binary:bce", "multi:ce", "regression:l2"])
+def test_derivatives_keep_within_the_declared_bound_whatever_margins_are(objective: Any) -> None:
+    loss = Loss(objective, 3)
+    margins, targets = np.array([-1e4, -50.0, -3.0, 0.0, 3.0, 50.0, 1e4] * 2), np.repeat([0.0, 1.0], 7)
+    for derivative in loss.derivatives(margins, targets):
+        assert np.abs(derivative).max() <= loss.bound
+        assert derivative.max() > 0
 
 
 # what is refused
