@@ -26,8 +26,8 @@ from fedpeer import codec
 from fedpeer.algorithms.vertical import align
 from fedpeer.peers import CheckpointRequest, Peers, ReceiveRequest, Request, SendRequest
 from fedpeer.stage import Rows, Table
-from fedpeer.worker.children import map_forked
 from fedpeer.worker.main import failure
+from fedpeer.worker.pool import map_forked
 
 ALIASES = {"guest": "alice", "host": "bob"}
 HEAD = struct.Struct("<HIQ")
