@@ -78,18 +78,17 @@ def free_port() -> int:
 
 def measure(commands: list[list[str]]) -> list[list[float]]:
     """What each of two parties says, which begin at the same time: seconds, and more."""
-    parties = []
-    for command in commands:
-        party = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
-        )
-        parties.append(party)
-        if "psi_ours" in command[1]:
-            _line(party, "ready")
+    parties: list[subprocess.Popen[str]] = []
+    ours = "psi_ours" in commands[0][1]
     try:
-        if "psi_spu" in commands[0][1]:
-            for party in parties:
+        for command in commands:
+            pipe = subprocess.PIPE
+            party = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, bufsize=1)
+            parties.append(party)
+            if ours:  # the second connects to the first
                 _line(party, "ready")
+        for party in () if ours else parties:
+            _line(party, "ready")
         for party in parties:
             assert party.stdin is not None
             party.stdin.write("go\n")
