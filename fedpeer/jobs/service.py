@@ -178,10 +178,9 @@ class Jobs:
         job = await self._add(codec.encode(read), read, by)
         with trio.move_on_after(OWN_ANSWER_S):
             await job.asked.wait()
-        asked = await self._store.read(lambda tx: approvals.find(tx, job.id))
-        if asked is not None and asked.state == approvals.REFUSED:  # as far as it shows only when the data is read
+        if job.refused_here:  # as far as it shows only when the data is read
             job.fail(Cancelled(f"cancelled by {self._roster.name_of(self._mesh.me)}"))
-            raise PolicyError(f"your own part of it is refused: {asked.why}", hint="fedpeer policy show")
+            raise PolicyError(f"your own part of it is refused: {job.refused_here}", hint="fedpeer policy show")
         return job.seen()
 
     async def test_policy(self, text: str) -> DecisionView:

@@ -35,7 +35,7 @@ def test_the_owner_decides_all_is_recorded_and_nothing_is_left(folder: Path) -> 
         "error hospital-north does not allow it (policy)",
         "why=the policy: describe: min_cell = 1 in the contract, min_cell = 10",
         "registry 0 of 1",
-        "reads patients: 148 rows; columns age, bmi",
+        "reads patients: 148 rows; 2 columns: age, bmi",
         "privacy epsilon 0.8, delta 1e-08",
         "the first job of registry that is to be approved here",
         "patients registry 0.8 2.2",

@@ -188,6 +188,7 @@ class Answers:
             return asked
 
         asked = await job.write(write, ("decided", told))
+        job.refused_here = asked.why if asked.state == REFUSED else ""
         job.asked.set()
         return asked
 

@@ -72,6 +72,8 @@ class Job:
         self.verdict: Verdict | None = None
         self.asked = trio.Event()
         """set when our own policy has said something to it"""
+        self.refused_here = ""
+        """what it said, if that was no"""
         self.agreed = trio.Event()
         self.over = trio.Event()
         if kept.state:
