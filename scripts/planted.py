@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -92,6 +94,16 @@ def found(patch: Path, seeds: int) -> str:
         return _head(stormy)
 
 
+def tried(patch: Path, seeds: int) -> tuple[str, bool, float]:
+    """What is told of a patch, whether its bug was found, and in how many seconds."""
+    started = time.monotonic()
+    try:
+        how, is_found = f"found: {found(patch, seeds)}", True
+    except (AssertionError, subprocess.CalledProcessError) as error:
+        how, is_found = f"{error} {getattr(error, 'stdout', '') or ''}", False
+    return how, is_found, time.monotonic() - started
+
+
 def _head(ran: subprocess.CompletedProcess[str]) -> str:
     """The first failure that a run tells of."""
     return "\n".join(f"{ran.stdout}{ran.stderr}".splitlines()[:2])
@@ -106,16 +118,14 @@ def main() -> int:
     patches = sorted(PLANTED.glob("*.patch"))
     if unknown := sorted(set(chosen.names) - {patch.stem for patch in patches}):
         parser.error(f"no patch is called {', '.join(unknown)}; there are {', '.join(patch.stem for patch in patches)}")
-    for patch in patches:
-        if chosen.names and patch.stem not in chosen.names:
-            continue
-        started = time.monotonic()
-        try:
-            how, style = f"found: {found(patch, chosen.seeds)}", "green"
-        except (AssertionError, subprocess.CalledProcessError) as error:
-            how, style, missed = f"{error} {getattr(error, 'stdout', '') or ''}", "red", missed + 1
-        console.print(f"{patch.stem} ({time.monotonic() - started:.0f} s): ", style=style, end="")
-        console.print(how, markup=False, highlight=False, soft_wrap=True)
+    wanted = [patch for patch in patches if not chosen.names or patch.stem in chosen.names]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for patch, (how, is_found, seconds) in zip(
+            wanted, pool.map(partial(tried, seeds=chosen.seeds), wanted), strict=True
+        ):
+            missed += not is_found
+            console.print(f"{patch.stem} ({seconds:.0f} s): ", style="green" if is_found else "red", end="")
+            console.print(how, markup=False, highlight=False, soft_wrap=True)
     return 1 if missed else 0
 
 
