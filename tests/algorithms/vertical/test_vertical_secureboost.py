@@ -147,6 +147,7 @@ def test_so_they_are_for_parts_of_rows_and_features_weights_and_every_objective(
         assert (top.arrays["owner"][number][leaves.column(name).astype(int)] == -1).all(), "not a leaf"
 
 
+@pytest.mark.system  # chaos
 @pytest.mark.parametrize("sizes", [(2,), (4,)])
 def test_killed_at_every_request_it_leaves_the_same_bytes(sizes: tuple[int], quick: None) -> None:
     x = features(90, seed=3)
@@ -203,6 +204,7 @@ def test_training_stops_when_the_validation_rows_get_worse_and_goes_back_to_the_
         assert len(model.arrays["feature"]) == (top.arrays["owner"] == number).sum()  # type: ignore[union-attr]
 
 
+@pytest.mark.system  # chaos
 @pytest.mark.parametrize("n", [2, 4])
 @pytest.mark.parametrize("stage", [secureboost.refit, secureboost.predict, secureboost.encode])
 def test_so_does_what_goes_on_from_a_model(n: int, stage: Stage, quick: None) -> None:

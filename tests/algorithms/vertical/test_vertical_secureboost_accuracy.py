@@ -62,6 +62,7 @@ def predicted(state: dict[str, Any], x: Array, depth: int) -> Array:
     return node
 
 
+@pytest.mark.system  # half a minute of one core
 @pytest.mark.parametrize(
     ("name", "objective", "classes", "depth", "splits", "within"),
     [
