@@ -266,6 +266,7 @@ class _Driver:
         self._working: defaultdict[bytes, set[trio.CancelScope]] = defaultdict(set)  # by sid
         self._vectors: dict[SumName, Vector] = {}
         self._paths: dict[bytes, Path] = {}
+        self._made: set[bytes] = set()  # files that this party made here, offered or not
         self._ended: dict[SumName, Ended] = {}
         self._waits: dict[SumName, Waits] = {}
         self._told = trio.Event()
@@ -442,6 +443,7 @@ class _Driver:
         await self._store.write(lambda tx: self._commit(tx, step))
         for digest in step.drop:
             self._paths.pop(digest, None)
+            self._made.discard(digest)
         for signed, _ in step.say:
             party.add(signed, logged=True)
         for work in step.work:
@@ -530,15 +532,22 @@ class _Driver:
     async def _fetch(self, digest: bytes, nbytes: int, holders: Sequence[int], digest_of: Callable[..., bytes]) -> bool:
         """Others choose these digests: a file of ours is taken for one only if it has it in this very place.
 
-        And only if it is offered here: what another contract holds under the same name goes with that contract.
+        And only if it was made or is offered here, and then it is offered: what another contract holds under the same
+        name goes with that contract.
         """
         path = self._store.path_of(digest)
-        offered = await self._store.read(lambda tx: blobs.offered(tx, self.root, digest))
+        known = digest in self._made or await self._store.read(lambda tx: blobs.offered(tx, self.root, digest))
 
         def is_ours() -> bool:
-            return offered and path.exists() and digest_of(path.read_bytes()) == digest
+            return known and path.exists() and digest_of(path.read_bytes()) == digest
 
-        if not await self._aggregation.run_in_thread(is_ours):
+        def offer(tx: Transaction) -> bool:
+            if path.exists():
+                self._mesh.files.offer(tx, self.root, digest, nbytes)
+            return path.exists()
+
+        ours = await self._aggregation.run_in_thread(is_ours) and await self._store.write(offer)
+        if not ours:
             peers = [self.parties[party] for party in holders if party != self._me]
             self._paths[digest] = await self._mesh.files.fetch(self.root, digest, nbytes, peers, digest_of=digest_of)
         return True
@@ -553,6 +562,7 @@ class _Driver:
     def write(self, digest: bytes, data: Buffer) -> None:
         """work.Files"""
         self._store.put_file_now(data, digest)
+        self._made.add(digest)
 
 
 def _digest_of(work: Fetch) -> Callable[..., bytes]:
