@@ -45,7 +45,7 @@ from fedpeer.errors import (
     SumLost,
     SurvivorsChanged,
 )
-from fedpeer.mesh import records
+from fedpeer.mesh import blobs, records
 from fedpeer.testing.network import MemoryNetwork
 from fedpeer.testing.uniformity import looks_uniform
 
@@ -335,6 +335,26 @@ async def test_a_total_among_the_files_of_another_contract_is_not_relied_on_for_
             alice.store.claimed(name)
             alice.store.remove_file(name)  # the other contract is over
             assert driver.read(name) == total
+
+    assert await together(daemons, work) == [None] * 3
+
+
+async def test_who_comes_late_takes_the_total_that_it_made_itself_and_offers_it(
+    home: Path, network: MemoryNetwork, autojump_clock: Any
+) -> None:
+    """Others had finished before it could say so; nobody sends it what it has."""
+    alice, *_ = daemons = await introduced(home, network, *NAMES[:3])
+    ids, total = [daemon.id for daemon in daemons], bytes(3072)
+    root, name = root_of(CONTRACT, ids), slices.sum_hash(total)
+
+    async def work(daemon: Daemon) -> None:
+        if daemon is alice:
+            driver = await alice.aggregation._driver(CONTRACT, ids, Terms("byz", 3, STALL_S))
+            driver.write(name, total)
+            with trio.fail_after(60):
+                await driver._fetch(name, len(total), [1, 2], slices.sum_hash)  # neither of them has it
+            assert driver.read(name) == total
+            assert await alice.store.read(lambda tx: blobs.offered(tx, root, name))
 
     assert await together(daemons, work) == [None] * 3
 
